@@ -1,0 +1,1 @@
+//! Actors, supervision and the node agent; the only crate that knows ractor.

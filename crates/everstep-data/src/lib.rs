@@ -1,0 +1,1 @@
+//! Text sources, tokenizer, packed token shards and the deterministic order.

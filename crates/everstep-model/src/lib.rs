@@ -1,0 +1,1 @@
+//! Decoder architectures, losses, generation and the block-wise optimizer.

@@ -1,0 +1,1 @@
+//! Seeded simulator of a whole cluster and the invariants it checks.

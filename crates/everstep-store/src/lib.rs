@@ -1,0 +1,1 @@
+//! Object store layout, manifests, checkpoints, leadership leases and the local ledger.

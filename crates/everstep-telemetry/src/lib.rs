@@ -1,0 +1,1 @@
+//! Tracing, OpenTelemetry, metrics, TensorBoard and the event log.

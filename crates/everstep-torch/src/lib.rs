@@ -1,0 +1,1 @@
+//! libtorch: CUDA loading, threads, determinism, tensors as bytes.

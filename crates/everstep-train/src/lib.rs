@@ -1,0 +1,1 @@
+//! The run file and what a slot computes.

@@ -1,0 +1,1 @@
+//! QUIC transport: mutual TLS, framed tensor streams, rkyv headers.
