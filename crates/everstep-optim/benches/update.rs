@@ -1,0 +1,74 @@
+//! One step's arithmetic on a block of the Shakespeare example's size (0.8 million parameters).
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use everstep_optim::{
+    BlockState, ComputeDtype, Gradient, Init, Layout, OptimizerConfig, ParameterSpec, Parameters,
+    StateDigest, TrainingNumerics,
+};
+use everstep_protocol::{Numerics, Step};
+
+const NUM_ELEMENTS: usize = 800_000;
+
+fn update(criterion: &mut Criterion) {
+    let parameter = ParameterSpec {
+        name: "weight".into(),
+        shape: vec![NUM_ELEMENTS],
+        init: Init::Normal { std: 0.02 },
+        decay: true,
+    };
+    let layout =
+        Arc::new(Layout::new(vec![parameter], NUM_ELEMENTS).expect("one parameter is a layout"));
+    let config = OptimizerConfig::new(1e-3, 1000);
+    let numerics = TrainingNumerics::new(Arc::clone(&layout), config, ComputeDtype::Float32)
+        .expect("defaults are allowed");
+    let state = numerics.initial_state(1, 0);
+    let gradient = |seed| Gradient::new(layout.initial_values(seed, 0), 1.0, 100);
+    let (left, right) = (gradient(2), gradient(3));
+    let decision = numerics.decide(Step(0), &[numerics.report(&left)]);
+
+    let mut group = criterion.benchmark_group("update");
+    group
+        .throughput(Throughput::Elements(NUM_ELEMENTS as u64))
+        .sample_size(50);
+    group.bench_function("sum", |bencher| {
+        bencher.iter_batched_ref(
+            || Some(Gradient::new(left.values.as_slice().to_vec(), 1.0, 100)),
+            |left| numerics.sum(left.take().expect("made for this call"), right.clone()),
+            BatchSize::NumIterations(8),
+        );
+    });
+    group.bench_function("sum into new memory", |bencher| {
+        bencher.iter_with_large_drop(|| numerics.sum(left.clone(), right.clone()));
+    });
+    group.bench_function("report", |bencher| {
+        bencher.iter(|| numerics.report(black_box(&left)))
+    });
+    group.bench_function("apply", |bencher| {
+        let mut state: BlockState = numerics.initial_state(1, 0);
+        let mut step = 0;
+        bencher.iter(|| {
+            numerics.apply(0, Step(step), &decision, &left, &mut state);
+            step += 1;
+        });
+    });
+    group.bench_function("parameters in bfloat16", |bencher| {
+        bencher.iter_with_large_drop(|| {
+            Parameters::from_master(black_box(&state.parameters), ComputeDtype::Bfloat16)
+        });
+    });
+    group.bench_function("digest", |bencher| {
+        bencher.iter(|| StateDigest::of(black_box(&state)))
+    });
+    group
+        .sample_size(10)
+        .bench_function("initial values", |bencher| {
+            bencher.iter_with_large_drop(|| layout.initial_values(black_box(1), 0));
+        });
+    group.finish();
+}
+
+criterion_group!(benches, update);
+criterion_main!(benches);

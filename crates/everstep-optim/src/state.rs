@@ -1,0 +1,44 @@
+//! One block's master parameters and optimizer state.
+
+use crate::buffer::{BufferError, FloatBuffer};
+
+/// One block's whole state, in `f32`. A clone is a snapshot: it shares memory until the next step is applied, and that
+/// step copies only what is still held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockState {
+    /// Master parameters.
+    pub parameters: FloatBuffer,
+    /// Adam's running mean of gradients.
+    pub first_moment: FloatBuffer,
+    /// Adam's running mean of squared gradients.
+    pub second_moment: FloatBuffer,
+}
+
+impl BlockState {
+    /// The state before the first step: given parameters, moments 0.
+    pub fn new(parameters: impl Into<FloatBuffer>) -> Self {
+        let parameters = parameters.into();
+        let zeros = vec![0.0; parameters.len()];
+        Self {
+            first_moment: zeros.clone().into(),
+            second_moment: zeros.into(),
+            parameters,
+        }
+    }
+
+    /// Checks that every part has `expected` elements; for states that come from peers or disks.
+    ///
+    /// # Errors
+    /// [`BufferError::Length`] for the first part that differs.
+    pub fn check_len(&self, expected: usize) -> Result<(), BufferError> {
+        for part in [&self.parameters, &self.first_moment, &self.second_moment] {
+            if part.len() != expected {
+                return Err(BufferError::Length {
+                    expected,
+                    actual: part.len(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
