@@ -1,0 +1,143 @@
+//! What a run's metrics say about its loss.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// Names under which metrics may carry the held-out loss.
+const VALIDATION_NAMES: [&str; 4] = ["validation_loss", "val_loss", "eval_loss", "valid_loss"];
+
+/// A loss curve with what happened on the way. Losses are nats per token.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Curve {
+    /// Step and training loss, in order of steps.
+    pub(crate) train: Vec<(u64, f64)>,
+    /// Step and held-out loss, in order of steps.
+    pub(crate) validation: Vec<(u64, f64)>,
+    /// Last step committed before a process was killed, and the process.
+    pub(crate) kills: Vec<(u64, String)>,
+    /// Loss of a model that knows only how often each token occurs.
+    pub(crate) unigram_entropy: f64,
+}
+
+impl Curve {
+    /// Reads metrics; a step that was computed again after a rollback counts as it was last written.
+    pub(crate) fn new(metrics: &[Value], kills: Vec<(u64, String)>, unigram_entropy: f64) -> Self {
+        let (mut train, mut validation) = (BTreeMap::new(), BTreeMap::new());
+        for row in metrics {
+            let Some(step) = row["step"].as_u64() else {
+                continue;
+            };
+            if let Some(loss) = row["loss"].as_f64() {
+                train.insert(step, loss);
+            }
+            if let Some(loss) = VALIDATION_NAMES.iter().find_map(|name| row[*name].as_f64()) {
+                validation.insert(step, loss);
+            }
+        }
+        Self {
+            train: train.into_iter().collect(),
+            validation: validation.into_iter().collect(),
+            kills,
+            unigram_entropy,
+        }
+    }
+
+    /// The training loss as a running mean, which takes the batches' luck out of it.
+    pub(crate) fn smooth(&self) -> Vec<(u64, f64)> {
+        let window = (self.train.len() / 40).clamp(1, 50);
+        let mean = |end: usize| {
+            let part = &self.train[end.saturating_sub(window)..end];
+            part.iter().map(|(_, loss)| loss).sum::<f64>() / part.len() as f64
+        };
+        self.train
+            .iter()
+            .enumerate()
+            .map(|(index, (step, _))| (*step, mean(index + 1)))
+            .collect()
+    }
+
+    /// Where the run ended: its last held-out loss, or the smoothed training loss if nothing was held out.
+    pub(crate) fn last(&self) -> Option<f64> {
+        self.validation
+            .last()
+            .copied()
+            .or_else(|| self.smooth().last().copied())
+            .map(|(_, loss)| loss)
+    }
+
+    /// The last step.
+    pub(crate) fn steps(&self) -> u64 {
+        self.train.last().map_or(0, |(step, _)| *step)
+    }
+
+    /// Lowest and highest loss that a picture must show, the entropy line included.
+    pub(crate) fn range(&self) -> (f64, f64) {
+        let losses = self
+            .train
+            .iter()
+            .chain(&self.validation)
+            .map(|(_, loss)| *loss)
+            .filter(|loss| loss.is_finite());
+        let (low, high) = losses.fold(
+            (self.unigram_entropy, self.unigram_entropy),
+            |(low, high), loss| (low.min(loss), high.max(loss)),
+        );
+        let margin = ((high - low) * 0.05).max(0.05);
+        ((low - margin).max(0.0), high + margin)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A run as it might look: falling loss with noise, held-out loss every 50 steps, two kills.
+    pub(crate) fn example() -> Curve {
+        let metrics: Vec<Value> = (1..=600u32)
+            .map(|step| {
+                let loss = 3.1 + 5.6 * (-f64::from(step) / 90.0).exp();
+                let noise = f64::from(step * 7919 % 101) / 101.0 - 0.5;
+                let mut row = json!({"step": step, "loss": loss + 0.35 * noise});
+                if step % 50 == 0 {
+                    row["validation_loss"] = json!(loss + 0.12);
+                }
+                row
+            })
+            .collect();
+        Curve::new(
+            &metrics,
+            vec![(40, "worker-1".into()), (80, "shard-0".into())],
+            6.9,
+        )
+    }
+
+    #[test]
+    fn metrics_are_read_and_smoothed() {
+        let curve = example();
+        assert_eq!(
+            (curve.train.len(), curve.validation.len(), curve.steps()),
+            (600, 12, 600)
+        );
+        assert!((curve.last().unwrap() - 3.22).abs() < 0.01);
+        let spread = |points: &[(u64, f64)]| {
+            let tail: Vec<f64> = points[500..].iter().map(|(_, loss)| *loss).collect();
+            tail.iter().copied().fold(f64::MIN, f64::max)
+                - tail.iter().copied().fold(f64::MAX, f64::min)
+        };
+        assert!(spread(&curve.smooth()) < spread(&curve.train) / 2.0);
+        let (low, high) = curve.range();
+        assert!(low < 3.1 && high > 8.0);
+    }
+
+    #[test]
+    fn a_step_that_was_repeated_counts_once() {
+        let rows = [
+            json!({"step": 2, "loss": 3.0}),
+            json!({"step": 1, "loss": 4.0}),
+            json!({"step": 2, "loss": 2.0}),
+        ];
+        assert_eq!(Curve::new(&rows, vec![], 1.0).train, [(1, 4.0), (2, 2.0)]);
+    }
+}
