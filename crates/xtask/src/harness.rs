@@ -147,14 +147,26 @@ mod tests {
     fn output_goes_on_unchanged_while_it_is_counted() {
         let text = "running 3 tests\ntest result: ok. 3 passed; 0 failed;\nlast line\n";
         let mut terminal = Vec::new();
-        assert_eq!(tee(text.as_bytes(), &mut terminal), Counts { passed: 3, failed: 0 });
+        assert_eq!(
+            tee(text.as_bytes(), &mut terminal),
+            Counts {
+                passed: 3,
+                failed: 0
+            }
+        );
         assert_eq!(terminal, text.as_bytes());
     }
 
     #[test]
     fn a_harness_that_does_not_start_its_tests_has_failed() {
         let counts = run(Command::new("sh").args(["-c", "exit 101"])).unwrap();
-        assert_eq!(counts, Counts { passed: 0, failed: 1 });
+        assert_eq!(
+            counts,
+            Counts {
+                passed: 0,
+                failed: 1
+            }
+        );
         let counts = run(Command::new("sh").args(["-c", "exit 0"])).unwrap();
         assert_eq!(counts, Counts::default());
     }

@@ -63,7 +63,7 @@ const WHEEL_PLATFORMS: [&str; 4] = [
 ];
 
 /// Takes the CPU side out of the wheels; a zip reader in Rust would be one more thing to build before set-up.
-const UNPACK: &str = include_str!("unpack.py");
+const UNPACK: &str = "crates/xtask/src/unpack.py";
 
 /// Finds an installed PyTorch without the seconds that importing it takes.
 const FIND_INSTALLED: &str = "import importlib.util, os
@@ -199,7 +199,7 @@ fn from_wheels(workspace: &Workspace, wheel_dir: Option<&Path>) -> Result<()> {
     let staging = Staging::new(workspace)?;
     println!("taking libtorch's CPU side out of the wheels");
     let mut unpack = machine.command();
-    unpack.args(["-c", UNPACK]).arg(&staging.path);
+    unpack.arg(workspace.root().join(UNPACK)).arg(&staging.path);
     for wheel in &WHEELS {
         let file = find(&cache, wheel)
             .with_context(|| format!("pip did not leave {}* behind", wheel.file_prefix))?;

@@ -83,8 +83,11 @@ pub(crate) fn gather(workspace: &Workspace, file: &Path, bytes_max: usize) -> Re
         let Ok(text) = fs::read_to_string(&candidate.path) else {
             continue;
         };
-        if !is_written_by_people(&text) || corpus.text_bytes + text.len() > bytes_max {
+        if !is_written_by_people(&text) {
             continue;
+        }
+        if corpus.text_bytes + text.len() > bytes_max {
+            break;
         }
         // Versions of one crate and licences repeat each other.
         if seen.insert(blake3::hash(text.as_bytes()).to_hex().to_string()) {
@@ -178,6 +181,10 @@ fn collect(crate_name: &str, folder: &Path, candidates: &mut Vec<Candidate>) -> 
 /// Whether a text is neither generated nor a table.
 fn is_written_by_people(text: &str) -> bool {
     if !FILE_BYTES.contains(&text.len()) || text.lines().any(|line| line.len() > LINE_BYTES_MAX) {
+        return false;
+    }
+    // `cargo expand` and the like leave their own marks: fully qualified names and no comments at all.
+    if text.contains("::core::clone::Clone for") || text.contains("#[automatically_derived]") {
         return false;
     }
     let head: String = text

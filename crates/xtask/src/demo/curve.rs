@@ -43,17 +43,19 @@ impl Curve {
         }
     }
 
-    /// The training loss as a running mean, which takes the batches' luck out of it.
+    /// The training loss as a mean over the steps around each, which takes the batches' luck out of it.
     pub(crate) fn smooth(&self) -> Vec<(u64, f64)> {
-        let window = (self.train.len() / 40).clamp(1, 50);
-        let mean = |end: usize| {
-            let part = &self.train[end.saturating_sub(window)..end];
+        let reach = (self.train.len() / 80).clamp(0, 25);
+        let mean = |index: usize| {
+            // As far to one side as to the other, or a steep curve would be shifted at its ends.
+            let reach = reach.min(index).min(self.train.len() - 1 - index);
+            let part = &self.train[index - reach..=index + reach];
             part.iter().map(|(_, loss)| loss).sum::<f64>() / part.len() as f64
         };
         self.train
             .iter()
             .enumerate()
-            .map(|(index, (step, _))| (*step, mean(index + 1)))
+            .map(|(index, (step, _))| (*step, mean(index)))
             .collect()
     }
 
@@ -122,7 +124,7 @@ pub(crate) mod tests {
         );
         assert!((curve.last().unwrap() - 3.22).abs() < 0.01);
         let spread = |points: &[(u64, f64)]| {
-            let tail: Vec<f64> = points[500..].iter().map(|(_, loss)| *loss).collect();
+            let tail: Vec<f64> = points[500..580].iter().map(|(_, loss)| *loss).collect();
             tail.iter().copied().fold(f64::MIN, f64::max)
                 - tail.iter().copied().fold(f64::MAX, f64::min)
         };

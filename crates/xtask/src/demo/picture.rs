@@ -25,13 +25,8 @@ const KILL: RGBColor = RGBColor(190, 38, 51);
 /// If the file cannot be written.
 pub(crate) fn draw(curve: &Curve, title: &str, subtitle: &str, file: &Path) -> Result<()> {
     // The font is part of this program, so that the picture looks the same on a machine without any.
-    for (style, bytes) in [
-        (FontStyle::Normal, dejavu::sans::regular()),
-        (FontStyle::Bold, dejavu::sans::bold()),
-    ] {
-        register_font(FONT, style, bytes)
-            .map_err(|_| anyhow!("the built-in font cannot be read"))?;
-    }
+    register_font(FONT, FontStyle::Normal, dejavu::sans::regular())
+        .map_err(|_| anyhow!("the built-in font cannot be read"))?;
     let root = BitMapBackend::new(file, SIZE).into_drawing_area();
     draw_on(&root, curve, title, subtitle)
         .and_then(|()| root.present().map_err(|error| error.to_string()))
@@ -47,8 +42,7 @@ fn draw_on(
     let text = |size: u32, colour: RGBColor| (FONT, size).into_font().color(&colour);
     root.fill(&WHITE).map_err(|error| error.to_string())?;
     let (head, body) = root.split_vertically(92);
-    let bold = (FONT, 28).into_font().style(FontStyle::Bold).color(&INK);
-    head.draw(&Text::new(title, (28, 22), bold))
+    head.draw(&Text::new(title, (28, 22), text(28, INK)))
         .map_err(|error| error.to_string())?;
     head.draw(&Text::new(subtitle, (28, 60), text(18, ENTROPY)))
         .map_err(|error| error.to_string())?;
