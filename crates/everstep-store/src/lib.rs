@@ -1,1 +1,48 @@
 //! Object store layout, manifests, checkpoints, leadership leases and the local ledger.
+//!
+//! ```text
+//! <store>/<run>/run.toml                            the run file, as it was given
+//! <store>/<run>/manifest.json                       RunIdentity: what the run is
+//! <store>/<run>/leases/<epoch>                      leadership, create-if-absent, never deleted
+//! <store>/<run>/checkpoints/<step>/blocks-*.st      safetensors: parameters and optimizer state of some blocks
+//! <store>/<run>/checkpoints/<step>/MANIFEST.json    CheckpointManifest; its creation is the commit
+//! ```
+//!
+//! [`RunStore`] reads and writes this layout in a folder (`file://`) or a bucket (`s3://`). [`Ledger`] is the small
+//! local database of one process.
+//!
+//! **Invariant:** a step without `MANIFEST.json` is no checkpoint; a manifest is only created after every object that
+//! it names is in the store. Objects are named by their content, so a late writer cannot change a committed one.
+//!
+//! **Invariant:** every byte that is loaded has been compared with a digest.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod backend;
+mod block;
+mod checkpoint;
+mod digest;
+mod error;
+mod identity;
+mod lease;
+mod ledger;
+mod manifest;
+mod probe;
+mod prune;
+mod read;
+mod run_store;
+mod sealed;
+mod upload;
+
+pub use block::BlockState;
+pub use checkpoint::Commit;
+pub use digest::{Digest, ParseDigestError, combine, optimizer_digest, param_digest};
+pub use error::{Damage, DamageReason, ErrorKind, StoreError};
+pub use identity::{Difference, RunIdentity};
+pub use lease::Lease;
+pub use ledger::{LastCommit, Ledger, LedgerError};
+pub use manifest::{BlockEntry, CheckpointDigest, CheckpointManifest, CheckpointObject};
+pub use probe::ProbeReport;
+pub use prune::PruneReport;
+pub use read::LatestIntact;
+pub use run_store::{PutRun, RunStore};

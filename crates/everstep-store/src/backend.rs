@@ -1,0 +1,175 @@
+//! From a URL to an object store.
+//!
+//! object_store's S3 client is built here without its default TLS: the HTTP client (reqwest with
+//! `rustls-no-provider`) takes the process's default rustls provider, and requests are signed by object_store's `ring`
+//! feature. So ring is installed as rustls's provider before the first client is built, unless the program has chosen one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::client::ClientConfigKey;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::prefix::PrefixStore;
+use object_store::{BackoffConfig, ObjectStore, RetryConfig};
+use url::Url;
+
+use crate::error::{StoreError, one_line};
+
+/// One store, seen from inside one run's folder.
+#[derive(Clone)]
+pub(crate) struct Backend {
+    /// For work: retries for minutes.
+    pub(crate) patient: Arc<dyn ObjectStore>,
+    /// For the checks at start: gives up within seconds.
+    pub(crate) impatient: Arc<dyn ObjectStore>,
+    /// The run's folder, for `file://` only.
+    pub(crate) folder: Option<PathBuf>,
+}
+
+/// Opens `url` for `run`; `options` are AWS settings (`AWS_ENDPOINT_URL`, …) that override the environment.
+pub(crate) fn open(
+    url: &str,
+    run: &str,
+    options: &BTreeMap<String, String>,
+) -> Result<Backend, StoreError> {
+    let bad = |reason: String| StoreError::BadUrl {
+        url: url.to_owned(),
+        reason,
+    };
+    let parsed = Url::parse(url).map_err(|error| {
+        bad(format!(
+            "{error}; allowed are `file:///folder` and `s3://bucket/prefix`"
+        ))
+    })?;
+    if parsed.query().is_some() || parsed.fragment().is_some() {
+        return Err(bad(
+            "`?` and `#` are not allowed, settings come from the AWS_* environment".to_owned(),
+        ));
+    }
+    match parsed.scheme() {
+        "file" => open_file(url, &parsed, run),
+        "s3" => open_s3(url, &parsed, run, options),
+        scheme => Err(StoreError::UnknownScheme {
+            url: url.to_owned(),
+            scheme: scheme.to_owned(),
+        }),
+    }
+}
+
+fn open_file(url: &str, parsed: &Url, run: &str) -> Result<Backend, StoreError> {
+    let root = parsed.to_file_path().map_err(|()| StoreError::BadUrl {
+        url: url.to_owned(),
+        reason: "a folder is written `file:///absolute/path`, with three slashes".to_owned(),
+    })?;
+    let refused = |reason: String| StoreError::NotWritable {
+        url: url.to_owned(),
+        reason,
+    };
+    let folder = root.join(run);
+    std::fs::create_dir_all(&folder)
+        .map_err(|error| refused(format!("cannot create `{}`: {error}", folder.display())))?;
+    // A commit must outlive a power cut, so files and folders are synced before a write counts.
+    let store = LocalFileSystem::new_with_prefix(&folder)
+        .map_err(|error| refused(one_line(&error)))?
+        .with_fsync(true);
+    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    Ok(Backend {
+        patient: Arc::clone(&store),
+        impatient: store,
+        folder: Some(folder),
+    })
+}
+
+fn open_s3(
+    url: &str,
+    parsed: &Url,
+    run: &str,
+    options: &BTreeMap<String, String>,
+) -> Result<Backend, StoreError> {
+    let bad = |reason: String| StoreError::BadUrl {
+        url: url.to_owned(),
+        reason,
+    };
+    let bucket = parsed.host_str().filter(|bucket| !bucket.is_empty());
+    let bucket = bucket
+        .ok_or_else(|| bad("the bucket is missing, write `s3://bucket/prefix`".to_owned()))?;
+    if !parsed.username().is_empty() || parsed.password().is_some() || parsed.port().is_some() {
+        return Err(bad(
+            "credentials and ports do not belong here, use AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"
+                .to_owned(),
+        ));
+    }
+    let prefix = Path::from_url_path(parsed.path())
+        .map_err(|error| bad(error.to_string()))?
+        .join(run);
+
+    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+    for (name, value) in options {
+        let key: AmazonS3ConfigKey = name.to_ascii_lowercase().parse().map_err(|_| {
+            bad(format!(
+                "setting `{name}` is unknown, allowed are the AWS_* names of object_store"
+            ))
+        })?;
+        builder = builder.with_config(key, value);
+    }
+    let allow_http = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
+    let plain_http = endpoint(&builder).is_some_and(|endpoint| endpoint.starts_with("http://"));
+    if plain_http && builder.get_config_value(&allow_http).as_deref() != Some("true") {
+        return Err(bad(
+            "AWS_ENDPOINT_URL is plain http://, which needs AWS_ALLOW_HTTP=true".to_owned(),
+        ));
+    }
+    // An error only says that the program has chosen a provider already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let build = |retry: RetryConfig| -> Result<Arc<dyn ObjectStore>, StoreError> {
+        let store = build_s3(builder.clone().with_retry(retry), plain_http)
+            .map_err(|error| bad(one_line(&error)))?;
+        Ok(Arc::new(PrefixStore::new(store, prefix.clone())))
+    };
+    Ok(Backend {
+        patient: build(patience())?,
+        impatient: build(impatience())?,
+        folder: None,
+    })
+}
+
+fn endpoint(builder: &AmazonS3Builder) -> Option<String> {
+    let value = |key| builder.get_config_value(&key);
+    value(AmazonS3ConfigKey::S3Endpoint).or_else(|| value(AmazonS3ConfigKey::Endpoint))
+}
+
+/// Bare containers have no CA certificates, without which the HTTP client cannot be built. A plain `http://` endpoint
+/// needs none, so there the client is built with an empty set, which trusts nobody.
+fn build_s3(builder: AmazonS3Builder, plain_http: bool) -> object_store::Result<AmazonS3> {
+    let result = builder.clone().build();
+    if result.is_err() && plain_http {
+        let no_certificates = AmazonS3ConfigKey::Client(ClientConfigKey::NoSystemCertificates);
+        return builder.with_config(no_certificates, "true").build();
+    }
+    result
+}
+
+/// Exponential back-off with jitter; a store that is away for two minutes costs no checkpoint.
+fn patience() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(10),
+            base: 2.0,
+        },
+        max_retries: 12,
+        retry_timeout: Duration::from_secs(120),
+    }
+}
+
+fn impatience() -> RetryConfig {
+    RetryConfig {
+        max_retries: 2,
+        retry_timeout: Duration::from_secs(5),
+        ..patience()
+    }
+}

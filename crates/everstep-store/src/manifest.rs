@@ -1,0 +1,202 @@
+//! `MANIFEST.json`: what a checkpoint consists of.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{Digest, combine};
+use crate::error::StoreError;
+use crate::identity::RunIdentity;
+use crate::sealed;
+
+/// One block inside an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockEntry {
+    /// The block.
+    pub block: u32,
+    /// Where its bytes start in the object; `param`, `m` and `v` follow each other, f32 little-endian.
+    pub offset: u64,
+    /// Number of parameters.
+    pub param_len: u64,
+    /// Number of first moments; 0 if the optimizer keeps none.
+    pub m_len: u64,
+    /// Number of second moments; 0 if the optimizer keeps none.
+    pub v_len: u64,
+    /// [`param_digest`](crate::param_digest) of the parameters.
+    pub param_digest: Digest,
+    /// [`optimizer_digest`](crate::optimizer_digest) of `m` and `v`.
+    pub optimizer_digest: Digest,
+}
+
+impl BlockEntry {
+    /// Where the block's bytes end in the object; `None` for nonsense that overflows.
+    pub(crate) fn end(&self) -> Option<u64> {
+        let values = self
+            .param_len
+            .checked_add(self.m_len)?
+            .checked_add(self.v_len)?;
+        values.checked_mul(4)?.checked_add(self.offset)
+    }
+}
+
+/// One object of a checkpoint: a safetensors file with a range of blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointObject {
+    /// Its key inside the run: `checkpoints/<step>/blocks-….st`.
+    pub key: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The digest of the whole object.
+    pub blake3: Digest,
+    /// What it holds, ascending by block.
+    pub blocks: Vec<BlockEntry>,
+}
+
+/// The digests of a whole checkpoint.
+///
+/// Each is BLAKE3 of the 32 raw bytes of the layout digest followed by those of every block's digest, ascending by
+/// block ([`combine`](crate::combine)); how the blocks were spread over objects, shards and processes does not enter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointDigest {
+    /// Over the blocks' parameter digests.
+    pub parameters: Digest,
+    /// Over the blocks' optimizer digests.
+    pub optimizer: Digest,
+}
+
+/// What a checkpoint consists of. Its creation in the store is the commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointManifest {
+    /// The step: the state after `step` applied steps.
+    pub step: u64,
+    /// [`RunIdentity::digest`] of the run.
+    pub run_digest: Digest,
+    /// [`RunIdentity::layout`] of the run.
+    pub layout: Digest,
+    /// How many blocks the model has; their ids are `0..num_blocks`.
+    pub num_blocks: u32,
+    /// Of all blocks' parameters and optimizer state.
+    pub digest: CheckpointDigest,
+    /// Whatever else must come back with the state (applied steps, tokens seen, …). The store does not look inside.
+    pub metadata: BTreeMap<String, String>,
+    /// The objects, ascending by key.
+    pub objects: Vec<CheckpointObject>,
+}
+
+impl CheckpointManifest {
+    /// Puts objects together to a checkpoint of `step` with blocks `0..num_blocks`.
+    ///
+    /// # Errors
+    /// [`StoreError::InvalidCheckpoint`] unless every block is in exactly one object of this step.
+    pub fn new(
+        step: u64,
+        identity: &RunIdentity,
+        num_blocks: u32,
+        mut objects: Vec<CheckpointObject>,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<Self, StoreError> {
+        objects.sort_by(|a, b| a.key.cmp(&b.key));
+        // A writer that was asked twice reports the same object twice.
+        objects.dedup();
+        let digest = digest_of(step, identity.layout, num_blocks, &objects)
+            .map_err(|reason| StoreError::InvalidCheckpoint { step, reason })?;
+        let (run_digest, layout) = (identity.digest(), identity.layout);
+        Ok(Self {
+            step,
+            run_digest,
+            layout,
+            num_blocks,
+            digest,
+            metadata,
+            objects,
+        })
+    }
+
+    /// The digest of this manifest, for ledgers and logs; `MANIFEST.json` carries it as `blake3`.
+    pub fn manifest_digest(&self) -> Digest {
+        sealed::digest_of(self)
+    }
+
+    /// Size of all objects together.
+    pub fn bytes(&self) -> u64 {
+        self.objects.iter().map(|object| object.bytes).sum()
+    }
+
+    /// Reads `MANIFEST.json` of `step` and checks that it makes sense.
+    pub(crate) fn decode(step: u64, bytes: &[u8]) -> Result<Self, String> {
+        let manifest: Self = sealed::unseal(bytes)?;
+        if manifest.step != step {
+            return Err(format!("step is {}, its folder says {step}", manifest.step));
+        }
+        let digest = digest_of(
+            step,
+            manifest.layout,
+            manifest.num_blocks,
+            &manifest.objects,
+        )?;
+        if digest != manifest.digest {
+            return Err("digest does not follow from the blocks' digests".to_owned());
+        }
+        Ok(manifest)
+    }
+}
+
+/// The folder of a step inside the run.
+pub(crate) fn folder(step: u64) -> String {
+    format!("checkpoints/{step}")
+}
+
+/// The manifest's key inside the run.
+pub(crate) fn manifest_key(step: u64) -> String {
+    format!("checkpoints/{step}/MANIFEST.json")
+}
+
+/// Splits `checkpoints/<step>/<file>`; `None` for anything that this crate did not write.
+pub(crate) fn parse_key(key: &str) -> Option<(u64, &str)> {
+    let (digits, file) = key.strip_prefix("checkpoints/")?.split_once('/')?;
+    let step: u64 = digits.parse().ok()?;
+    // `007` and `+7` would be another folder than the one that `folder` names.
+    (step.to_string() == digits && !file.contains('/')).then_some((step, file))
+}
+
+fn digest_of(
+    step: u64,
+    layout: Digest,
+    num_blocks: u32,
+    objects: &[CheckpointObject],
+) -> Result<CheckpointDigest, String> {
+    let mut blocks: BTreeMap<u32, &BlockEntry> = BTreeMap::new();
+    for object in objects {
+        let name = &object.key;
+        match parse_key(name) {
+            Some((found, file))
+                if found == step && file.starts_with("blocks-") && file.ends_with(".st") => {}
+            _ => return Err(format!("object `{name}` does not belong to it")),
+        }
+        for entry in &object.blocks {
+            let block = entry.block;
+            if entry.end().is_none_or(|end| end > object.bytes) {
+                return Err(format!("block {block} does not fit into object `{name}`"));
+            }
+            if block >= num_blocks {
+                return Err(format!("block {block} is none of its {num_blocks} blocks"));
+            }
+            if blocks.insert(block, entry).is_some() {
+                return Err(format!("block {block} is there twice"));
+            }
+        }
+    }
+    if num_blocks == 0 {
+        return Err("it has no blocks".to_owned());
+    }
+    if let Some(missing) = (0..num_blocks).find(|block| !blocks.contains_key(block)) {
+        return Err(format!("block {missing} of {num_blocks} is missing"));
+    }
+    Ok(CheckpointDigest {
+        parameters: combine(layout, blocks.values().map(|entry| entry.param_digest)),
+        optimizer: combine(layout, blocks.values().map(|entry| entry.optimizer_digest)),
+    })
+}

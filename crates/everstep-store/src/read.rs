@@ -1,0 +1,320 @@
+//! Reading checkpoints. Every byte that comes out has been compared with a digest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+
+use crate::block::BlockState;
+use crate::digest::{Digest, from_le, optimizer_digest, param_digest};
+use crate::error::{Damage, DamageReason, StoreError, io};
+use crate::manifest::{
+    BlockEntry, CheckpointDigest, CheckpointManifest, CheckpointObject, manifest_key, parse_key,
+};
+use crate::run_store::RunStore;
+
+/// Bytes asked for at once while loading; bounds what is held beside the result.
+const BATCH_BYTES: u64 = 32 << 20;
+
+/// Objects verified in parallel.
+const VERIFY_IN_FLIGHT_MAX: usize = 4;
+
+/// What [`RunStore::latest_intact`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LatestIntact {
+    /// The newest checkpoint that verifies; `None` if there is none.
+    pub checkpoint: Option<CheckpointManifest>,
+    /// What is damaged in the checkpoints after it, newest first.
+    pub damaged: Vec<Damage>,
+}
+
+impl RunStore {
+    /// The committed steps, ascending. Says nothing about damage.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub async fn checkpoints(&self) -> Result<Vec<u64>, StoreError> {
+        let steps = self
+            .checkpoint_keys()
+            .await?
+            .into_iter()
+            .filter(|(_, keys)| {
+                keys.iter()
+                    .any(|key| parse_key(key).is_some_and(|(_, file)| file == "MANIFEST.json"))
+            });
+        Ok(steps.map(|(step, _)| step).collect())
+    }
+
+    /// Everything below `checkpoints/`, by step.
+    pub(crate) async fn checkpoint_keys(&self) -> Result<BTreeMap<u64, Vec<String>>, StoreError> {
+        let mut keys: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+        let mut objects = self.store().list(Some(&Path::from("checkpoints")));
+        while let Some(meta) = objects
+            .try_next()
+            .await
+            .map_err(io("list", "checkpoints"))?
+        {
+            let key = meta.location.to_string();
+            if let Some((step, _)) = parse_key(&key) {
+                keys.entry(step).or_default().push(key);
+            }
+        }
+        Ok(keys)
+    }
+
+    /// The manifest of a committed step.
+    ///
+    /// # Errors
+    /// [`StoreError::NoCheckpoint`]; [`StoreError::Damaged`] if it cannot be used; [`StoreError::ForeignCheckpoint`] if it
+    /// is another run's; [`StoreError::NoRun`].
+    pub async fn load_manifest(&self, step: u64) -> Result<CheckpointManifest, StoreError> {
+        let key = manifest_key(step);
+        let bytes = self
+            .get(&key)
+            .await?
+            .ok_or(StoreError::NoCheckpoint { step })?;
+        let manifest = CheckpointManifest::decode(step, &bytes).map_err(|reason| Damage {
+            step,
+            object: key,
+            reason: DamageReason::Manifest(reason),
+        })?;
+        self.check_origin(&manifest).await?;
+        Ok(manifest)
+    }
+
+    /// The digests of a committed step, as its manifest has them; see [`CheckpointDigest`].
+    ///
+    /// # Errors
+    /// As [`RunStore::load_manifest`].
+    pub async fn digest(&self, step: u64) -> Result<CheckpointDigest, StoreError> {
+        Ok(self.load_manifest(step).await?.digest)
+    }
+
+    /// Loads blocks of a committed step, in the order of `blocks`, reading only their bytes.
+    ///
+    /// # Errors
+    /// As [`RunStore::load_manifest`]; [`StoreError::UnknownBlock`]; [`StoreError::Damaged`] naming the object and its
+    /// size or digest if something does not verify.
+    pub async fn load_blocks(
+        &self,
+        step: u64,
+        blocks: &[u32],
+    ) -> Result<Vec<BlockState>, StoreError> {
+        let manifest = self.load_manifest(step).await?;
+        let num_blocks = manifest.num_blocks;
+        if let Some(&block) = blocks.iter().find(|block| **block >= num_blocks) {
+            return Err(StoreError::UnknownBlock {
+                step,
+                block,
+                num_blocks,
+            });
+        }
+        let wanted_blocks: BTreeSet<u32> = blocks.iter().copied().collect();
+        let mut loaded: BTreeMap<u32, BlockState> = BTreeMap::new();
+        for object in &manifest.objects {
+            let wanted: Vec<&BlockEntry> = object
+                .blocks
+                .iter()
+                .filter(|entry| wanted_blocks.contains(&entry.block))
+                .collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            self.check_size(step, object).await?;
+            for batch in batches(&wanted) {
+                for state in self.load_batch(step, object, batch).await? {
+                    loaded.insert(state.block, state);
+                }
+            }
+        }
+        let mut states: Vec<BlockState> = Vec::with_capacity(blocks.len());
+        for &block in blocks {
+            let repeated = || states.iter().find(|state| state.block == block).cloned();
+            // A decoded manifest has every block, so only one that was asked for twice is not in the map.
+            states.push(
+                loaded
+                    .remove(&block)
+                    .or_else(repeated)
+                    .expect("every block was loaded"),
+            );
+        }
+        Ok(states)
+    }
+
+    async fn load_batch(
+        &self,
+        step: u64,
+        object: &CheckpointObject,
+        entries: &[&BlockEntry],
+    ) -> Result<Vec<BlockState>, StoreError> {
+        let ranges: Vec<Range<u64>> = entries
+            .iter()
+            .map(|entry| entry.offset..entry.end().unwrap_or(entry.offset))
+            .collect();
+        let path = Path::from(object.key.as_str());
+        let bytes = self
+            .store()
+            .get_ranges(&path, &ranges)
+            .await
+            .map_err(io("read", &object.key))?;
+        let mut states = Vec::with_capacity(entries.len());
+        for (entry, bytes) in entries.iter().zip(bytes) {
+            let state = decode(entry, &bytes);
+            for (part, expected, found) in [
+                ("parameters", entry.param_digest, param_digest(&state.param)),
+                (
+                    "optimizer",
+                    entry.optimizer_digest,
+                    optimizer_digest(&state.m, &state.v),
+                ),
+            ] {
+                if expected != found {
+                    let reason = DamageReason::Block {
+                        block: entry.block,
+                        part,
+                        expected,
+                        found,
+                    };
+                    return Err(Damage {
+                        step,
+                        object: object.key.clone(),
+                        reason,
+                    }
+                    .into());
+                }
+            }
+            states.push(state);
+            tokio::task::yield_now().await;
+        }
+        Ok(states)
+    }
+
+    /// Reads a whole checkpoint and lists what is damaged; empty if it is intact.
+    ///
+    /// # Errors
+    /// [`StoreError::NoCheckpoint`], [`StoreError::Io`]: a store that does not answer is not taken for damage.
+    pub async fn verify(&self, step: u64) -> Result<Vec<Damage>, StoreError> {
+        match self.load_manifest(step).await {
+            Ok(manifest) => self.verify_objects(&manifest).await,
+            Err(StoreError::Damaged(damage)) => Ok(vec![*damage]),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn verify_objects(
+        &self,
+        manifest: &CheckpointManifest,
+    ) -> Result<Vec<Damage>, StoreError> {
+        let reasons: Vec<Option<DamageReason>> = futures::stream::iter(&manifest.objects)
+            .map(|object| self.verify_object(object))
+            .buffered(VERIFY_IN_FLIGHT_MAX)
+            .try_collect()
+            .await?;
+        let damage = |(object, reason): (&CheckpointObject, Option<DamageReason>)| {
+            Some(Damage {
+                step: manifest.step,
+                object: object.key.clone(),
+                reason: reason?,
+            })
+        };
+        Ok(manifest
+            .objects
+            .iter()
+            .zip(reasons)
+            .filter_map(damage)
+            .collect())
+    }
+
+    async fn verify_object(
+        &self,
+        object: &CheckpointObject,
+    ) -> Result<Option<DamageReason>, StoreError> {
+        let read = match self.store().get(&Path::from(object.key.as_str())).await {
+            Ok(read) => read,
+            Err(object_store::Error::NotFound { .. }) => return Ok(Some(DamageReason::Missing)),
+            Err(error) => return Err(io("read", &object.key)(error)),
+        };
+        if read.meta.size != object.bytes {
+            return Ok(Some(DamageReason::Size {
+                expected: object.bytes,
+                found: read.meta.size,
+            }));
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut stream = read.into_stream();
+        while let Some(chunk) = stream.try_next().await.map_err(io("read", &object.key))? {
+            hasher.update(&chunk);
+        }
+        let found = Digest::from(hasher.finalize());
+        let expected = object.blake3;
+        Ok((found != expected).then_some(DamageReason::Digest { expected, found }))
+    }
+
+    /// The newest committed checkpoint whose objects all exist and verify, and what is damaged in newer ones.
+    ///
+    /// Reads the whole checkpoint once, with bounded memory.
+    ///
+    /// # Errors
+    /// As [`RunStore::verify`].
+    pub async fn latest_intact(&self) -> Result<LatestIntact, StoreError> {
+        let mut damaged = Vec::new();
+        for step in self.checkpoints().await?.into_iter().rev() {
+            let manifest = match self.load_manifest(step).await {
+                Ok(manifest) => manifest,
+                Err(StoreError::Damaged(damage)) => {
+                    damaged.push(*damage);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let found = self.verify_objects(&manifest).await?;
+            if found.is_empty() {
+                return Ok(LatestIntact {
+                    checkpoint: Some(manifest),
+                    damaged,
+                });
+            }
+            damaged.extend(found);
+        }
+        Ok(LatestIntact {
+            checkpoint: None,
+            damaged,
+        })
+    }
+}
+
+/// Splits entries so that one request asks for a bounded number of bytes (or for one block).
+fn batches<'a, 'e>(entries: &'a [&'e BlockEntry]) -> Vec<&'a [&'e BlockEntry]> {
+    let mut batches = Vec::new();
+    let (mut start, mut bytes) = (0, 0u64);
+    for (at, entry) in entries.iter().enumerate() {
+        let len = entry.end().unwrap_or(entry.offset) - entry.offset;
+        if at > start && bytes + len > BATCH_BYTES {
+            batches.push(&entries[start..at]);
+            (start, bytes) = (at, 0);
+        }
+        bytes += len;
+    }
+    if start < entries.len() {
+        batches.push(&entries[start..]);
+    }
+    batches
+}
+
+/// Missing bytes give shorter vectors, which the digests then refuse.
+fn decode(entry: &BlockEntry, bytes: &Bytes) -> BlockState {
+    let (param_end, m_end) = (
+        4 * entry.param_len as usize,
+        4 * (entry.param_len + entry.m_len) as usize,
+    );
+    let part = |from: usize, to: usize| from_le(&bytes[from.min(bytes.len())..to.min(bytes.len())]);
+    BlockState {
+        block: entry.block,
+        param: part(0, param_end),
+        m: part(param_end, m_end),
+        v: part(m_end, bytes.len()),
+    }
+}

@@ -1,0 +1,283 @@
+//! [`RunStore`]: one run's part of a store.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::backend::{self, Backend};
+use crate::error::{StoreError, io, one_line};
+use crate::identity::RunIdentity;
+use crate::sealed;
+
+const RUN_TOML: &str = "run.toml";
+const RUN_MANIFEST: &str = "manifest.json";
+
+/// A store that has not accepted a few bytes in this time is taken for one that refuses them.
+const CHECK_DEADLINE: Duration = Duration::from_secs(15);
+
+/// One run's part of a store: `<store>/<run>/…`.
+///
+/// Cheap to clone. Methods need a tokio runtime with I/O and time. Requests are retried with jitter for at most two
+/// minutes each; what then still fails is an error.
+#[derive(Clone)]
+pub struct RunStore {
+    pub(crate) backend: Backend,
+    url: String,
+    run: String,
+}
+
+/// What [`RunStore::put_run`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PutRun {
+    /// The run is new.
+    Created,
+    /// The run was there, with this identity; its environment may differ
+    /// ([`RunIdentity::environment_differences`]).
+    Existing(RunIdentity),
+}
+
+impl RunStore {
+    /// Opens the part of run `run` in the store at `url`; needs no network yet.
+    ///
+    /// `file:///folder` is created if absent. `s3://bucket/prefix` takes credentials, region and endpoint from the
+    /// usual `AWS_*` environment; a plain `http://` endpoint needs `AWS_ALLOW_HTTP=true`.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownScheme`], [`StoreError::BadUrl`], [`StoreError::BadName`], and
+    /// [`StoreError::NotWritable`] if a folder cannot be created.
+    pub fn open(url: &str, run: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, run, &BTreeMap::new())
+    }
+
+    /// Like [`RunStore::open`], with `AWS_*` settings that override the environment.
+    ///
+    /// # Errors
+    /// As [`RunStore::open`].
+    pub fn open_with(
+        url: &str,
+        run: &str,
+        options: &BTreeMap<String, String>,
+    ) -> Result<Self, StoreError> {
+        check_name("run name", run)?;
+        let backend = backend::open(url, run, options)?;
+        Ok(Self {
+            backend,
+            url: url.to_owned(),
+            run: run.to_owned(),
+        })
+    }
+
+    /// The store's URL, as given.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The run's name.
+    pub fn name(&self) -> &str {
+        &self.run
+    }
+
+    /// Writes, reads back and deletes a small object; call it once at start.
+    ///
+    /// # Errors
+    /// [`StoreError::NotWritable`] with one reason, after 15 seconds at most.
+    pub async fn check_writable(&self) -> Result<(), StoreError> {
+        let key = Path::from(format!("check-{}", nonce()));
+        let contents = Bytes::from(nonce());
+        let store = &self.backend.impatient;
+        let check = async {
+            store.put(&key, contents.clone().into()).await?;
+            let read = store.get(&key).await?.bytes().await?;
+            store.delete(&key).await?;
+            Ok::<bool, object_store::Error>(read == contents)
+        };
+        let reason = match tokio::time::timeout(CHECK_DEADLINE, check).await {
+            Ok(Ok(true)) => return Ok(()),
+            Ok(Ok(false)) => "what was written did not come back the same".to_owned(),
+            Ok(Err(error)) => one_line(&error),
+            Err(_) => format!("no answer within {} seconds", CHECK_DEADLINE.as_secs()),
+        };
+        Err(StoreError::NotWritable {
+            url: self.url.clone(),
+            reason,
+        })
+    }
+
+    /// Creates the run, or makes sure that the one that is there is the same.
+    ///
+    /// `run_toml` is kept for people as it was when the run was created.
+    ///
+    /// # Errors
+    /// [`StoreError::RunMismatch`] if another run has this name; nothing is written then.
+    pub async fn put_run(
+        &self,
+        run_toml: &str,
+        identity: &RunIdentity,
+    ) -> Result<PutRun, StoreError> {
+        if identity.run != self.run {
+            return Err(StoreError::BadName {
+                what: "run name in the identity",
+                name: identity.run.clone(),
+            });
+        }
+        if let Some(existing) = self.run().await? {
+            return self.same_run(identity, existing);
+        }
+        self.put(RUN_TOML, run_toml.to_owned().into()).await?;
+        if self
+            .create(RUN_MANIFEST, sealed::seal(identity).into())
+            .await?
+        {
+            return Ok(PutRun::Created);
+        }
+        // Somebody else was faster, or our own request was repeated after its answer got lost.
+        let existing = self.existing_run().await?;
+        self.same_run(identity, existing)
+    }
+
+    fn same_run(
+        &self,
+        identity: &RunIdentity,
+        existing: RunIdentity,
+    ) -> Result<PutRun, StoreError> {
+        let differences = identity.differences(&existing);
+        if differences.is_empty() {
+            return Ok(PutRun::Existing(existing));
+        }
+        Err(StoreError::RunMismatch {
+            run: self.run.clone(),
+            differences,
+        })
+    }
+
+    /// The run's identity; `None` if it was never created.
+    ///
+    /// # Errors
+    /// [`StoreError::Document`] if `manifest.json` is damaged.
+    pub async fn run(&self) -> Result<Option<RunIdentity>, StoreError> {
+        self.document(RUN_MANIFEST).await
+    }
+
+    /// The run's identity.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRun`] if it was never created.
+    pub async fn existing_run(&self) -> Result<RunIdentity, StoreError> {
+        let no_run = || StoreError::NoRun {
+            url: self.url.clone(),
+            run: self.run.clone(),
+        };
+        self.run().await?.ok_or_else(no_run)
+    }
+
+    /// The run file as it was when the run was created.
+    ///
+    /// # Errors
+    /// [`StoreError::Document`] if it is not UTF-8.
+    pub async fn run_toml(&self) -> Result<Option<String>, StoreError> {
+        let Some(bytes) = self.get(RUN_TOML).await? else {
+            return Ok(None);
+        };
+        let text = String::from_utf8(bytes.into()).map_err(|_| StoreError::Document {
+            key: RUN_TOML.to_owned(),
+            reason: "is not UTF-8".to_owned(),
+        })?;
+        Ok(Some(text))
+    }
+
+    pub(crate) fn store(&self) -> &dyn ObjectStore {
+        self.backend.patient.as_ref()
+    }
+
+    pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
+        let read = async { self.store().get(&Path::from(key)).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(io("read", key)(error)),
+        }
+    }
+
+    pub(crate) async fn document<T: Serialize + DeserializeOwned>(
+        &self,
+        key: &str,
+    ) -> Result<Option<T>, StoreError> {
+        let Some(bytes) = self.get(key).await? else {
+            return Ok(None);
+        };
+        let document = sealed::unseal(&bytes).map_err(|reason| StoreError::Document {
+            key: key.to_owned(),
+            reason,
+        })?;
+        Ok(Some(document))
+    }
+
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.store()
+            .put(&Path::from(key), bytes.into())
+            .await
+            .map(drop)
+            .map_err(io("write", key))
+    }
+
+    /// Creates `key`; `false` if it is there already, be it from our own request that was repeated after its answer
+    /// got lost. So a caller must look at what is there before it takes itself for the loser.
+    pub(crate) async fn create(&self, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
+        let options = PutOptions::from(PutMode::Create);
+        match self
+            .store()
+            .put_opts(&Path::from(key), bytes.into(), options)
+            .await
+        {
+            Ok(_) => Ok(true),
+            Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => Ok(false),
+            Err(error) => Err(io("create", key)(error)),
+        }
+    }
+
+    pub(crate) async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        match self.store().delete(&Path::from(key)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(io("delete", key)(error)),
+        }
+    }
+}
+
+impl fmt::Debug for RunStore {
+    // The clients hold credentials, which do not belong into a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunStore")
+            .field("url", &self.url)
+            .field("run", &self.run)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Allows what is safe in every file system, URL and shell, and cannot leave its folder.
+pub(crate) fn check_name(what: &'static str, name: &str) -> Result<(), StoreError> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
+    let first = name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+    if first && name.len() <= 64 && name.chars().all(allowed) {
+        return Ok(());
+    }
+    Err(StoreError::BadName {
+        what,
+        name: name.to_owned(),
+    })
+}
+
+/// A name that nobody else uses; the standard library seeds its hash maps with the system's randomness.
+pub(crate) fn nonce() -> String {
+    let random = || RandomState::new().hash_one(std::process::id());
+    format!("{:016x}{:016x}", random(), random())
+}

@@ -1,0 +1,216 @@
+//! One suite for every kind of store: a folder, and a bucket on a real S3 server process.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+
+mod suite;
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use everstep_store::{ErrorKind, RunStore, StoreError};
+use support::moto::{Moto, environment};
+use support::{Fixture, blocks, checkpoint, identity, relay};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn folder() {
+    let dir = tempfile::tempdir().unwrap();
+    suite::all(&Fixture::file(dir.path())).await;
+    killed_writer(&Fixture::file(dir.path())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bucket() {
+    let moto = Moto::start();
+    moto.create_bucket("models");
+    let fixture = Fixture::s3("models", moto.environment());
+    suite::all(&fixture).await;
+    killed_writer(&fixture).await;
+    a_prefix_is_kept(&moto).await;
+    a_server_without_create_if_absent_is_refused(&moto).await;
+    refusals_are_quick(&moto).await;
+}
+
+async fn a_prefix_is_kept(moto: &Moto) {
+    let below = RunStore::open_with("s3://models/team/a", "r", &moto.environment()).unwrap();
+    below.put_run("", &identity("r")).await.unwrap();
+    checkpoint(&below, 5).await;
+    assert_eq!(below.checkpoints().await.unwrap(), [5]);
+    let keys = Fixture::s3("models", moto.environment()).keys("team").await;
+    assert_eq!(keys.len(), 5);
+    assert!(
+        keys.contains(&"team/a/r/checkpoints/5/MANIFEST.json".to_owned()),
+        "{keys:?}"
+    );
+}
+
+async fn a_server_without_create_if_absent_is_refused(moto: &Moto) {
+    let store = Fixture::s3("models", environment(relay::start(moto.port))).open("ignored");
+    let report = store.probe_create_if_absent().await.unwrap();
+    assert_eq!(report.winners, [16; 8]);
+    let error = report.require().unwrap_err().to_string();
+    assert!(
+        error.starts_with(
+            "election = \"store\" is refused: an existing object was created a second time"
+        ),
+        "{error}"
+    );
+}
+
+async fn refusals_are_quick(moto: &Moto) {
+    let start = Instant::now();
+    let no_bucket = Fixture::s3("nobodys", moto.environment()).open("r");
+    let error = no_bucket.check_writable().await.unwrap_err();
+    assert!(error.to_string().contains("NoSuchBucket"), "{error}");
+
+    // A port that nobody listens on.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let away = Fixture::s3("models", environment(port)).open("r");
+    let error = away.check_writable().await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::NotWritable { .. }) && error.kind() == ErrorKind::Invalid,
+        "{error}"
+    );
+    assert!(!error.to_string().contains('\n'), "{error}");
+    println!("refusals took {:?}", start.elapsed());
+    assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
+
+    let mut plain = moto.environment();
+    plain.remove("AWS_ALLOW_HTTP");
+    let error = RunStore::open_with("s3://models", "r", &plain)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with("plain http://, which needs AWS_ALLOW_HTTP=true"),
+        "{error}"
+    );
+}
+
+#[test]
+fn urls_and_names_are_checked() {
+    let error = |url: &str| RunStore::open(url, "r").unwrap_err().to_string();
+    assert_eq!(
+        error("ftp://x/y"),
+        "store url `ftp://x/y`: scheme `ftp` is unknown, allowed are `file://` and `s3://`"
+    );
+    assert!(error("runs").contains("allowed are `file:///folder` and `s3://bucket/prefix`"));
+    assert!(error("file://runs/a").contains("three slashes"));
+    assert!(error("s3:///a").contains("bucket is missing"));
+    assert!(error("s3://key:secret@bucket").contains("AWS_ACCESS_KEY_ID"));
+    assert!(error("s3://bucket?region=x").contains("not allowed"));
+    let unknown = BTreeMap::from([("AWS_NONSENSE".to_owned(), "1".to_owned())]);
+    assert!(
+        RunStore::open_with("s3://b", "r", &unknown)
+            .unwrap_err()
+            .to_string()
+            .contains("`AWS_NONSENSE` is unknown")
+    );
+    for run in ["", "..", "a/b", "Run", "a b", "-x", "é", &"x".repeat(65)] {
+        let error = RunStore::open("file:///tmp", run).unwrap_err();
+        assert!(
+            matches!(error, StoreError::BadName { .. }),
+            "{run}: {error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_gives_one_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    for url in [
+        format!("file://{}/under", file.display()),
+        "file:///proc/everstep".to_owned(),
+    ] {
+        let error = RunStore::open(&url, "r").unwrap_err();
+        assert!(matches!(error, StoreError::NotWritable { .. }), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("store `{url}` refuses writes: cannot create")),
+            "{error}"
+        );
+    }
+
+    // A folder that goes away after it was opened: the runner is often root, so permissions would stop nothing.
+    let store = RunStore::open(&format!("file://{}/store", dir.path().display()), "r").unwrap();
+    store.check_writable().await.unwrap();
+    std::fs::remove_dir_all(dir.path().join("store")).unwrap();
+    std::fs::write(dir.path().join("store"), "x").unwrap();
+    let error = store.check_writable().await.unwrap_err();
+    assert!(matches!(error, StoreError::NotWritable { .. }), "{error}");
+    assert!(!error.to_string().contains('\n'), "{error}");
+}
+
+/// A process that is killed while it uploads leaves no checkpoint, and its successor commits the same step.
+async fn killed_writer(fixture: &Fixture) {
+    let store = fixture.run("killed").await;
+    checkpoint(&store, 10).await;
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_writer", "--nocapture"])
+        .env("EVERSTEP_TEST_STORE", &fixture.url)
+        .envs(&fixture.options)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("wrote the first object")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    assert_eq!(store.checkpoints().await.unwrap(), [10]);
+    assert_eq!(
+        store
+            .latest_intact()
+            .await
+            .unwrap()
+            .checkpoint
+            .unwrap()
+            .step,
+        10
+    );
+    checkpoint(&store, 20).await;
+    checkpoint(&store, 30).await;
+    let report = store.prune(2).await.unwrap();
+    assert_eq!((report.removed, report.garbage), (vec![10], vec![20]));
+    assert_eq!(
+        store
+            .latest_intact()
+            .await
+            .unwrap()
+            .checkpoint
+            .unwrap()
+            .step,
+        30
+    );
+    assert_eq!(store.verify(20).await.unwrap(), []);
+}
+
+/// Not a test by itself: what [`killed_writer`] starts and kills. It takes its settings from the environment.
+#[tokio::test]
+async fn child_writer() {
+    let Ok(url) = std::env::var("EVERSTEP_TEST_STORE") else {
+        return;
+    };
+    let store = RunStore::open(&url, "killed").unwrap();
+    store
+        .put_blocks(20, "old", &blocks(20, 0..1, 100))
+        .await
+        .unwrap();
+    println!("wrote the first object");
+    for block in 1.. {
+        store
+            .put_blocks(20, "old", &blocks(20, block..block + 1, 2 << 20))
+            .await
+            .unwrap();
+    }
+}
