@@ -41,7 +41,7 @@ fn update(criterion: &mut Criterion) {
         );
     });
     group.bench_function("sum into new memory", |bencher| {
-        bencher.iter_with_large_drop(|| numerics.sum(left.clone(), right.clone()));
+        bencher.iter(|| numerics.sum(left.clone(), right.clone()));
     });
     group.bench_function("report", |bencher| {
         bencher.iter(|| numerics.report(black_box(&left)))
@@ -55,9 +55,8 @@ fn update(criterion: &mut Criterion) {
         });
     });
     group.bench_function("parameters in bfloat16", |bencher| {
-        bencher.iter_with_large_drop(|| {
-            Parameters::from_master(black_box(&state.parameters), ComputeDtype::Bfloat16)
-        });
+        bencher
+            .iter(|| Parameters::from_master(black_box(&state.parameters), ComputeDtype::Bfloat16));
     });
     group.bench_function("digest", |bencher| {
         bencher.iter(|| StateDigest::of(black_box(&state)))
@@ -65,7 +64,7 @@ fn update(criterion: &mut Criterion) {
     group
         .sample_size(10)
         .bench_function("initial values", |bencher| {
-            bencher.iter_with_large_drop(|| layout.initial_values(black_box(1), 0));
+            bencher.iter(|| layout.initial_values(black_box(1), 0));
         });
     group.finish();
 }

@@ -133,5 +133,5 @@ mod tests {
             .collect();
         assert_eq!(bits, PINNED, "{bits:#x?}");
     }
-    const PINNED: [u32; 4] = [0; 4];
+    const PINNED: [u32; 4] = [0xbcdb_4561, 0x3b28_00f2, 0xbbb8_5b23, 0xbcbc_1bf6];
 }
