@@ -1,5 +1,24 @@
 //! Pure state machines of the training step: leases, canonical reduction, decisions, views, epochs.
 //!
-//! std only: no clock, no I/O, no threads.
+//! std only: no clock, no I/O, no threads. Every machine has `handle(now_ms, event) -> effects` and `next_deadline_ms()`.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod allegiance;
+pub mod coordinator;
+pub mod ids;
+pub mod message;
 pub mod random;
+mod retry;
+pub mod shard;
+pub mod tree;
+pub mod worker;
+
+pub use coordinator::Coordinator;
+pub use ids::{BlockId, Epoch, Lineage, Member, Role, SlotRange, Step};
+pub use message::{
+    BlockStatus, Decision, GradientReport, Message, Numerics, Placement, Status, Task, View, ViewId,
+};
+pub use shard::Shard;
+pub use tree::TreeSum;
+pub use worker::Worker;

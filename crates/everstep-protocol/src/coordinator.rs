@@ -1,0 +1,215 @@
+//! The coordinator: membership, placement, leases, decisions, checkpoints.
+//!
+//! ```text
+//!  standby ──Elected──▶ gathering ──every block has a full replica──▶ training ──last version──▶ finished
+//!     ▲                  │    ▲     at one version ≥ high water        ▲   │      committed and
+//!     │                  │    │                                        │   │      evaluated
+//!     │   nothing, or    │    └──── a block has no replica left ───────│───┤
+//!     │   not enough     ▼                                             │   │
+//!     │               restoring ──every replica has loaded─────────────┘   │
+//!     │               (new line of state, from the committed checkpoint)   │
+//!     └──────────────────── a higher epoch was seen: Deposed ──────────────┘
+//!
+//!  one step:  lease ─▶ Delivered… ─▶ Reduced of every block in this view, evaluation chunks ─▶ LogStep, Decide, lease of t + 1
+//!  one slot:  free ─▶ leased (once; twice if slow) ─▶ delivered ─▶ free again if its holder died and a primary changed
+//! ```
+//!
+//! Everything here is soft state. What a leader must not forget is in the shards (state, reduced gradients), in the store
+//! (checkpoints) and in the metrics log (decided steps); a new leader asks for it.
+
+mod checkpoint;
+mod leases;
+mod machine;
+mod members;
+pub mod placement;
+mod recovery;
+mod step;
+
+pub use machine::{Coordinator, Phase};
+
+use crate::ids::{BlockId, Epoch, Lineage, Member, Step};
+use crate::message::{Decision, Message, Numerics};
+
+/// What a coordinator knows of the run; the same in every process.
+#[derive(Clone, Debug)]
+pub struct CoordinatorConfig {
+    /// Slots per step (`V`).
+    pub num_slots: u32,
+    /// Blocks of the layout.
+    pub num_blocks: u32,
+    /// Steps of the run, at least 1; version `num_steps` is the result.
+    pub num_steps: u64,
+    /// Replicas wanted per block, the primary included; fewer while shards are missing (then declared degraded).
+    pub replication: u32,
+    /// A checkpoint is taken of every version that is a multiple of this, and of the last; 0: only of the last.
+    pub checkpoint_every: u64,
+    /// Versions that are multiples of this, and the last, are evaluated; 0: none.
+    pub evaluate_every: u64,
+    /// Chunks of an evaluation.
+    pub num_evaluation_chunks: u32,
+    /// Shards in the topology.
+    pub num_shards: u32,
+    /// A new leader waits this long for shards that have not said what they hold.
+    pub gather_ms: u64,
+    /// A lease older than this is given to a second, idle worker too.
+    pub lease_ms: u64,
+    /// Unanswered messages are said again after this long.
+    pub resend_ms: u64,
+}
+
+/// What happens to a coordinator.
+#[derive(Debug)]
+pub enum Event<N: Numerics> {
+    /// It has won an epoch (store lease or static ledger). `committed`: version of the newest intact checkpoint (0: none), and
+    /// `high_water`: the highest step known to be committed (from the metrics log), for the lineage rule.
+    Elected {
+        /// The epoch.
+        epoch: Epoch,
+        /// Version of the newest intact checkpoint, 0 if there is none (initial weights).
+        checkpoint: Step,
+        /// One past the highest step ever decided, as far as this process can tell.
+        high_water: Step,
+    },
+    /// A member said something.
+    Message {
+        /// Who.
+        from: Member,
+        /// What.
+        message: Message<N>,
+    },
+    /// A member's process died, its connection broke, or it stopped answering.
+    Lost {
+        /// Who.
+        member: Member,
+    },
+    /// The manifest that `CommitManifest` asked for is committed (or was already).
+    ManifestCommitted {
+        /// The version.
+        version: Step,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// What a coordinator wants done.
+#[derive(Debug)]
+pub enum Effect<N: Numerics> {
+    /// Say something to a member.
+    Send {
+        /// To whom.
+        to: Member,
+        /// What.
+        message: Message<N>,
+    },
+    /// Say it to every actor of the topology that can be reached, known member or not.
+    Broadcast {
+        /// What.
+        message: Message<N>,
+    },
+    /// A step is decided: log its metrics before anything else is done. Never asked twice for a step in one epoch, but a new
+    /// leader may ask again.
+    LogStep {
+        /// The step.
+        step: Step,
+        /// Its decision.
+        decision: Decision,
+    },
+    /// All chunks of an evaluation are here.
+    LogEvaluation {
+        /// The version.
+        version: Step,
+        /// Mean token loss, in nats.
+        loss: f64,
+        /// Number of target tokens.
+        tokens: u64,
+    },
+    /// Every object of a checkpoint is stored: write its manifest, then say `ManifestCommitted`.
+    CommitManifest {
+        /// The version.
+        version: Step,
+        /// What the shards said of their objects.
+        objects: Vec<Vec<u8>>,
+    },
+    /// Something that the event log should tell.
+    Note(Note),
+    /// The last version is checkpointed and committed. The run is over.
+    Finished,
+    /// A higher epoch exists: this coordinator no longer leads.
+    Deposed {
+        /// The epoch that was seen.
+        by: Epoch,
+    },
+}
+
+/// Facts for the event log and the status.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Note {
+    /// A member said hello.
+    MemberJoined {
+        /// Who.
+        member: Member,
+    },
+    /// A member is gone.
+    MemberLost {
+        /// Who.
+        member: Member,
+    },
+    /// Slots of a step were leased again because their holder is gone or slow.
+    SlotsReassigned {
+        /// The step.
+        step: Step,
+        /// The slots.
+        slots: Vec<u32>,
+        /// From whom.
+        from: Member,
+        /// Whether the holder is lost (otherwise slow).
+        lost: bool,
+    },
+    /// A backup became a block's primary.
+    ShardPromoted {
+        /// The new primary.
+        member: Member,
+        /// Its new blocks.
+        blocks: Vec<BlockId>,
+    },
+    /// A replica finished joining.
+    BackupSeeded {
+        /// The replica.
+        member: Member,
+        /// Its blocks.
+        blocks: Vec<BlockId>,
+    },
+    /// Fewer replicas than configured hold these blocks.
+    Degraded {
+        /// The blocks.
+        blocks: Vec<BlockId>,
+        /// Replicas left of the block that has fewest.
+        replicas: u32,
+    },
+    /// Training goes on in this epoch from `step`.
+    Resumed {
+        /// The epoch.
+        epoch: Epoch,
+        /// The step.
+        step: Step,
+    },
+    /// State was lost: the run continues from a checkpoint, on a new line.
+    Rollback {
+        /// The new line.
+        lineage: Lineage,
+        /// The checkpoint's version.
+        to: Step,
+        /// The highest step known before.
+        from: Step,
+    },
+    /// A checkpoint could not be completed; the next one will be.
+    CheckpointAbandoned {
+        /// The version.
+        version: Step,
+    },
+    /// A checkpoint is complete.
+    CheckpointCommitted {
+        /// The version.
+        version: Step,
+    },
+}

@@ -1,0 +1,203 @@
+//! Checkpoints: which are due, who stores what, and when a manifest may name it all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::machine::{Coordinator, Phase};
+use super::{Effect, Note};
+use crate::ids::{BlockId, Member, Step};
+use crate::message::{Message, Numerics};
+use crate::retry::Retry;
+
+/// Checkpoints that may be on their way at once; while the store is slower than that, due ones are abandoned.
+const PENDING_MAX: usize = 2;
+/// Storing takes longer than a message: missing parts are asked for after this many resend times.
+const STORE_RESENDS: u64 = 4;
+
+/// A checkpoint on its way.
+#[derive(Debug)]
+pub(super) struct Checkpoint {
+    /// Who stores each block.
+    storers: BTreeMap<BlockId, Member>,
+    stored: BTreeSet<BlockId>,
+    objects: Vec<Vec<u8>>,
+    /// The manifest was asked for.
+    committing: bool,
+    retry: Retry,
+}
+
+impl Checkpoint {
+    /// Whether its manifest was asked for.
+    pub(super) fn is_committing(&self) -> bool {
+        self.committing
+    }
+}
+
+impl<N: Numerics> Coordinator<N> {
+    fn is_checkpoint_due(&self, version: Step) -> bool {
+        let every = self.config.checkpoint_every;
+        self.is_last(version) || (every > 0 && version.0 > 0 && version.0.is_multiple_of(every))
+    }
+
+    /// Opens the checkpoint of `version` if one is due; returns whether the shards shall snapshot it.
+    pub(super) fn begin_checkpoint(&mut self, now_ms: u64, version: Step) -> bool {
+        if !self.is_checkpoint_due(version)
+            || version <= self.committed
+            || self.checkpoints.contains_key(&version)
+        {
+            return false;
+        }
+        if self.checkpoints.len() >= PENDING_MAX && !self.is_last(version) {
+            self.note(Note::CheckpointAbandoned { version });
+            return false;
+        }
+        let storers = (0..)
+            .zip(self.view.iter().flat_map(|view| &view.placements))
+            .map(|(block, placement)| (block, placement.storer()))
+            .collect();
+        let retry = Retry::new(now_ms, STORE_RESENDS * self.config.resend_ms);
+        self.checkpoints.insert(
+            version,
+            Checkpoint {
+                storers,
+                stored: BTreeSet::new(),
+                objects: Vec::new(),
+                committing: false,
+                retry,
+            },
+        );
+        true
+    }
+
+    /// A leader that starts at a due version takes its checkpoint by asking for it.
+    pub(super) fn begin_checkpoint_here(&mut self, now_ms: u64) {
+        let version = self.work.step;
+        if self.begin_checkpoint(now_ms, version) {
+            self.ask_for_snapshots(version);
+        }
+    }
+
+    /// Asks for missing parts: whoever stores them while the version is current, and after that anybody who might have.
+    fn ask_for_snapshots(&mut self, version: Step) {
+        let Some(checkpoint) = self.checkpoints.get(&version) else {
+            return;
+        };
+        let mut asked: BTreeMap<Member, Vec<BlockId>> = BTreeMap::new();
+        for (block, storer) in &checkpoint.storers {
+            if checkpoint.stored.contains(block) {
+                continue;
+            }
+            asked.entry(*storer).or_default().push(*block);
+            if version < self.work.step
+                && let Some(placement) = self
+                    .view
+                    .as_ref()
+                    .and_then(|view| view.placements.get(*block as usize))
+            {
+                for member in placement.replicas().filter(|member| member != storer) {
+                    asked.entry(member).or_default().push(*block);
+                }
+            }
+        }
+        for (member, blocks) in asked {
+            let message = Message::Snapshot {
+                epoch: self.epoch,
+                version,
+                blocks,
+            };
+            self.send(member, message);
+        }
+    }
+
+    pub(super) fn on_stored(&mut self, version: Step, blocks: &[BlockId], object: Vec<u8>) {
+        let num_blocks = self.config.num_blocks;
+        let Some(checkpoint) = self.checkpoints.get_mut(&version) else {
+            return;
+        };
+        let before = checkpoint.stored.len();
+        checkpoint
+            .stored
+            .extend(blocks.iter().copied().filter(|block| *block < num_blocks));
+        if checkpoint.stored.len() > before {
+            checkpoint.objects.push(object);
+        }
+        self.try_commit(version);
+    }
+
+    /// Asks for the manifest when everything is stored. The last one also waits for the last evaluation: once it exists, nothing is left to do.
+    pub(super) fn try_commit(&mut self, version: Step) {
+        let is_last = self.is_last(version);
+        if is_last && (self.work.step != version || !self.is_evaluated()) {
+            return;
+        }
+        let Some(checkpoint) = self.checkpoints.get_mut(&version) else {
+            return;
+        };
+        if checkpoint.committing || checkpoint.stored.len() < self.config.num_blocks as usize {
+            return;
+        }
+        checkpoint.committing = true;
+        let objects = std::mem::take(&mut checkpoint.objects);
+        self.out.push(Effect::CommitManifest { version, objects });
+    }
+
+    pub(super) fn on_manifest_committed(&mut self, now_ms: u64, version: Step) {
+        if self.checkpoints.remove(&version).is_some() {
+            self.note(Note::CheckpointCommitted { version });
+        }
+        self.committed = self.committed.max(version);
+        if self.is_last(version) && self.phase != Phase::Finished {
+            self.finish(now_ms);
+        }
+    }
+
+    /// A shard that was to store parts of a checkpoint is lost: another does it, or it is too late.
+    pub(super) fn reassign_snapshots(&mut self, lost: Member) {
+        let placements = self
+            .view
+            .as_ref()
+            .map(|view| view.placements.clone())
+            .unwrap_or_default();
+        let step = self.work.step;
+        let affected: Vec<Step> =
+            self.checkpoints
+                .iter()
+                .filter(|(_, checkpoint)| {
+                    checkpoint.storers.iter().any(|(block, storer)| {
+                        *storer == lost && !checkpoint.stored.contains(block)
+                    })
+                })
+                .map(|(version, _)| *version)
+                .collect();
+        for version in affected {
+            if version < step {
+                self.checkpoints.remove(&version);
+                self.note(Note::CheckpointAbandoned { version });
+                continue;
+            }
+            if let Some(checkpoint) = self.checkpoints.get_mut(&version) {
+                for (storer, placement) in checkpoint.storers.values_mut().zip(&placements) {
+                    if *storer == lost {
+                        *storer = placement.storer();
+                    }
+                }
+            }
+            self.ask_for_snapshots(version);
+        }
+    }
+
+    pub(super) fn tend_checkpoints(&mut self, now_ms: u64) {
+        let due: Vec<Step> = self
+            .checkpoints
+            .iter_mut()
+            .filter(|(_, checkpoint)| !checkpoint.committing)
+            .filter_map(|(version, checkpoint)| checkpoint.retry.fires(now_ms).then_some(*version))
+            .collect();
+        for version in due {
+            self.ask_for_snapshots(version);
+        }
+        // A checkpoint of the last version is taken whatever happened to its first attempt.
+        if self.is_last(self.work.step) {
+            self.begin_checkpoint_here(now_ms);
+        }
+    }
+}

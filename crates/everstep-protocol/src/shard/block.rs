@@ -1,0 +1,226 @@
+//! One block of a shard: its state, and the log of steps that are not applied yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{BlockId, Member, SlotRange, Step};
+use crate::message::{BlockStatus, Decision, GradientReport, Numerics, ViewId};
+use crate::retry::Retry;
+use crate::tree::{Insertion, TreeSum};
+
+/// Steps that a replica without state, or with a gap, keeps for its replay; older ones are dropped and it is seeded again.
+const LOG_STEPS_MAX: usize = 64;
+
+/// What a step's log holds of one block.
+#[derive(Debug)]
+pub(super) struct Entry<N: Numerics> {
+    pub(super) reduced: Option<(N::Gradient, GradientReport)>,
+    /// The decision, and whether the next version is to be snapshotted.
+    pub(super) decision: Option<(Decision, bool)>,
+}
+
+impl<N: Numerics> Default for Entry<N> {
+    fn default() -> Self {
+        Self {
+            reduced: None,
+            decision: None,
+        }
+    }
+}
+
+/// State at a version, and the sum of the step that reads it.
+#[derive(Debug)]
+pub(super) struct Replica<N: Numerics> {
+    pub(super) version: Step,
+    pub(super) state: N::State,
+    pub(super) last: Option<GradientReport>,
+    pub(super) tree: TreeSum<N::Gradient>,
+    /// What workers read of this version, once one has asked.
+    pub(super) parameters: Option<N::Parameters>,
+}
+
+/// A partial sum of the step after the replica's version; its sender saw the decision earlier.
+#[derive(Debug)]
+pub(super) struct Early<N: Numerics> {
+    pub(super) from: Member,
+    pub(super) step: Step,
+    pub(super) range: SlotRange,
+    pub(super) gradient: N::Gradient,
+}
+
+/// One block.
+#[derive(Debug)]
+pub(super) struct Block<N: Numerics> {
+    pub(super) replica: Option<Replica<N>>,
+    pub(super) log: BTreeMap<Step, Entry<N>>,
+    pub(super) early: Vec<Early<N>>,
+    /// Workers that wait for a version, by their index.
+    pub(super) pulls: BTreeMap<u32, (Member, Step)>,
+    /// Members known to hold the reduced gradient of this version, in any view.
+    pub(super) acked: BTreeSet<Member>,
+    /// Followers that were sent it.
+    pub(super) sent: BTreeMap<Member, Retry>,
+    /// View in which it was reported to the leader.
+    pub(super) reported: Option<(ViewId, Retry)>,
+    /// To whom this replica said on its own that it holds it.
+    pub(super) acked_to: Option<Member>,
+    /// Outstanding request for the whole block.
+    pub(super) seeding: Option<Retry>,
+    /// Since when the log has had a gap.
+    pub(super) gap: Option<Retry>,
+    /// Version and time of the last `Seeded`.
+    pub(super) seeded: Option<(Step, Retry)>,
+}
+
+impl<N: Numerics> Block<N> {
+    pub(super) fn new() -> Self {
+        Self {
+            replica: None,
+            log: BTreeMap::new(),
+            early: Vec::new(),
+            pulls: BTreeMap::new(),
+            acked: BTreeSet::new(),
+            sent: BTreeMap::new(),
+            reported: None,
+            acked_to: None,
+            seeding: None,
+            gap: None,
+            seeded: None,
+        }
+    }
+
+    pub(super) fn version(&self) -> Option<Step> {
+        self.replica.as_ref().map(|replica| replica.version)
+    }
+
+    pub(super) fn install(
+        &mut self,
+        version: Step,
+        state: N::State,
+        last: Option<GradientReport>,
+        num_slots: u32,
+    ) {
+        self.replica = Some(Replica {
+            version,
+            state,
+            last,
+            tree: TreeSum::new(SlotRange::new(0, num_slots)),
+            parameters: None,
+        });
+        self.forget_step(version);
+    }
+
+    /// Clears what belongs to the step before `version`.
+    fn forget_step(&mut self, version: Step) {
+        self.log = self.log.split_off(&version);
+        self.acked.clear();
+        self.sent.clear();
+        self.reported = None;
+        self.acked_to = None;
+        self.gap = None;
+    }
+
+    /// The log's entry of a step that is not applied yet, if it can be kept.
+    pub(super) fn entry(&mut self, step: Step) -> Option<&mut Entry<N>> {
+        if self.version().is_some_and(|version| step < version) {
+            return None;
+        }
+        if !self.log.contains_key(&step) && self.log.len() >= LOG_STEPS_MAX {
+            let keep = self.version();
+            let oldest = self.log.keys().copied().find(|&step| Some(step) != keep);
+            if let Some(oldest) = oldest {
+                self.log.remove(&oldest);
+            }
+        }
+        Some(self.log.entry(step).or_default())
+    }
+
+    /// Adds a partial sum of the current step.
+    pub(super) fn add(
+        &mut self,
+        numerics: &N,
+        range: SlotRange,
+        gradient: N::Gradient,
+    ) -> Insertion {
+        let Some(replica) = &mut self.replica else {
+            return Insertion::NotANode;
+        };
+        let entry = self.log.entry(replica.version).or_default();
+        if entry.reduced.is_some() {
+            return Insertion::Known;
+        }
+        let insertion = replica
+            .tree
+            .insert(range, gradient, |left, right| numerics.sum(left, right));
+        if let Some(sum) = replica.tree.complete() {
+            entry.reduced = Some((sum.clone(), numerics.report(sum)));
+            replica.tree.clear();
+        }
+        insertion
+    }
+
+    /// Whether the reduced gradient of the current step is here.
+    pub(super) fn is_reduced(&self) -> bool {
+        self.version()
+            .and_then(|version| self.log.get(&version))
+            .is_some_and(|entry| entry.reduced.is_some())
+    }
+
+    /// The reduced gradient of the current step.
+    pub(super) fn reduced(&self) -> Option<&(N::Gradient, GradientReport)> {
+        self.log.get(&self.version()?)?.reduced.as_ref()
+    }
+
+    /// Applies the current step if it is reduced and decided. Returns the step and whether the new version is to be snapshotted.
+    pub(super) fn advance(&mut self, numerics: &N, block: BlockId) -> Option<(Step, bool)> {
+        let replica = self.replica.as_mut()?;
+        let entry = self.log.get(&replica.version)?;
+        let (Some((gradient, report)), Some((decision, snapshot))) =
+            (&entry.reduced, &entry.decision)
+        else {
+            return None;
+        };
+        let (step, snapshot) = (replica.version, *snapshot);
+        if decision.apply {
+            numerics.apply(block, step, decision, gradient, &mut replica.state);
+        }
+        replica.last = Some(*report);
+        replica.version = step.next();
+        replica.tree.clear();
+        replica.parameters = None;
+        let version = replica.version;
+        self.forget_step(version);
+        Some((step, snapshot))
+    }
+
+    /// Whether the log shows that steps were missed: something of a later step is here, or the current one is decided but not reduced.
+    pub(super) fn has_gap(&self) -> bool {
+        let Some(version) = self.version() else {
+            return false;
+        };
+        self.log.range(version.next()..).next().is_some()
+            || self
+                .log
+                .get(&version)
+                .is_some_and(|entry| entry.decision.is_some() && entry.reduced.is_none())
+    }
+
+    /// The parameters of the current version.
+    pub(super) fn parameters(&mut self, numerics: &N, block: BlockId) -> Option<N::Parameters> {
+        let replica = self.replica.as_mut()?;
+        let state = &replica.state;
+        let parameters = replica
+            .parameters
+            .get_or_insert_with(|| numerics.parameters(block, state));
+        Some(parameters.clone())
+    }
+
+    pub(super) fn status(&self, block: BlockId) -> Option<BlockStatus> {
+        let replica = self.replica.as_ref()?;
+        Some(BlockStatus {
+            block,
+            version: replica.version,
+            last: replica.last,
+            reduced: self.reduced().map(|(_, report)| *report),
+        })
+    }
+}

@@ -1,0 +1,499 @@
+//! The worker's dispatch: leases in, computations out, ranges delivered.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::held::Held;
+use super::parameters::Device;
+use super::{Effect, Event, WorkerConfig};
+use crate::allegiance::{Allegiance, Standing};
+use crate::ids::{BlockId, Epoch, Lineage, Member, Role, SlotRange, Step};
+use crate::message::{Message, Numerics, Status, Task, View};
+use crate::retry::{Pulse, Retry};
+use crate::tree::maximal_ranges;
+
+/// Evaluations come first: the leader's decision waits for them, and shards keep the version until then.
+fn order(task: Task) -> (bool, u32) {
+    match task {
+        Task::Evaluate(chunk) => (false, chunk),
+        Task::Slot(slot) => (true, slot),
+    }
+}
+
+/// The worker machine.
+#[derive(Debug)]
+pub struct Worker<N: Numerics> {
+    pub(super) config: WorkerConfig,
+    numerics: N,
+    allegiance: Allegiance,
+    pub(super) view: Option<View>,
+    lineage: Lineage,
+    /// The step of the lease.
+    pub(super) step: Option<Step>,
+    /// Steps below are decided; their leases are late.
+    floor: Step,
+    /// All tasks of the step that were ever leased here.
+    leased: BTreeSet<(bool, u32)>,
+    /// Those that are not computed yet, in order.
+    queue: BTreeMap<(bool, u32), Task>,
+    in_flight: Option<(Step, Task)>,
+    pub(super) device: Device<N>,
+    held: Vec<Held<N>>,
+    evaluated: BTreeMap<u32, (f64, u64)>,
+    pulse: Pulse,
+    over: bool,
+    pub(super) out: Vec<Effect<N>>,
+}
+
+impl<N: Numerics> Worker<N> {
+    /// An idle worker.
+    pub fn new(config: WorkerConfig, numerics: N) -> Self {
+        Self {
+            allegiance: Allegiance::new(config.resend_ms),
+            pulse: Pulse::new(config.resend_ms),
+            device: Device::new(config.num_blocks),
+            config,
+            numerics,
+            view: None,
+            lineage: Lineage::default(),
+            step: None,
+            floor: Step::default(),
+            leased: BTreeSet::new(),
+            queue: BTreeMap::new(),
+            in_flight: None,
+            held: Vec::new(),
+            evaluated: BTreeMap::new(),
+            over: false,
+            out: Vec::new(),
+        }
+    }
+
+    /// The highest epoch seen.
+    pub fn epoch(&self) -> Epoch {
+        self.allegiance.epoch()
+    }
+
+    /// The step it works on, if any.
+    pub fn step(&self) -> Option<Step> {
+        self.step
+    }
+
+    /// What the device computes now.
+    pub fn computing(&self) -> Option<(Step, Task)> {
+        self.in_flight
+    }
+
+    /// What it would tell a new leader.
+    pub fn status(&self) -> Status {
+        Status::Worker {
+            lineage: self.lineage,
+            step: self.step.unwrap_or(self.floor),
+            held: self
+                .held
+                .iter()
+                .filter(|held| held.is_complete())
+                .map(|held| held.range)
+                .collect(),
+        }
+    }
+
+    /// When `Tick` is wanted.
+    pub fn next_deadline_ms(&self) -> Option<u64> {
+        self.pulse.due_ms()
+    }
+
+    /// Takes an event; returns what is to be done, in order.
+    pub fn handle(&mut self, now_ms: u64, event: Event<N>) -> Vec<Effect<N>> {
+        if self.over {
+            return Vec::new();
+        }
+        match event {
+            Event::Started => {
+                self.pulse.start(now_ms);
+                self.greet(now_ms);
+            }
+            Event::Message { from, message } => self.on_message(now_ms, from, message),
+            Event::Computed {
+                step,
+                slot,
+                gradients,
+            } => self.on_computed(now_ms, step, slot, gradients),
+            Event::Evaluated {
+                step,
+                chunk,
+                loss_sum,
+                tokens,
+            } => self.on_evaluated(step, chunk, loss_sum, tokens),
+            Event::Tick => {
+                if self.pulse.beats(now_ms) {
+                    if self.allegiance.must_greet(now_ms) {
+                        self.greet(now_ms);
+                    }
+                    self.pull(now_ms);
+                    self.push(now_ms);
+                }
+            }
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    pub(super) fn send(&mut self, to: Member, message: Message<N>) {
+        self.out.push(Effect::Send { to, message });
+    }
+
+    fn send_leader(&mut self, message: Message<N>) {
+        if let Some(leader) = self.allegiance.leader() {
+            self.send(leader, message);
+        }
+    }
+
+    fn greet(&mut self, now_ms: u64) {
+        self.allegiance.greets(now_ms);
+        let message = Message::Hello {
+            epoch: self.allegiance.epoch(),
+            status: self.status(),
+        };
+        match self.allegiance.leader() {
+            Some(leader) => self.send(leader, message),
+            None => self.out.push(Effect::SendCoordinators { message }),
+        }
+    }
+
+    fn end(&mut self, effect: Effect<N>) {
+        self.over = true;
+        self.pulse.stop();
+        self.out.push(effect);
+    }
+
+    fn on_message(&mut self, now_ms: u64, from: Member, message: Message<N>) {
+        match message {
+            Message::Announce { .. }
+            | Message::Expelled { .. }
+            | Message::View(_)
+            | Message::Lease { .. }
+            | Message::Decide { .. }
+            | Message::Finish { .. }
+                if from.role == Role::Coordinator =>
+            {
+                self.on_leader(now_ms, from, message);
+            }
+            Message::Parameters {
+                version,
+                block,
+                parameters,
+            } if self.step == Some(version) => {
+                self.device.arrive(now_ms, version, block, parameters);
+                self.next();
+            }
+            Message::PartialAck {
+                lineage,
+                step,
+                range,
+                block,
+            } if lineage == self.lineage && self.step == Some(step) => {
+                self.on_partial_ack(now_ms, from, range, block);
+            }
+            // What other roles say to others, or what belongs to another line of state.
+            _ => {}
+        }
+    }
+
+    fn on_leader(&mut self, now_ms: u64, from: Member, message: Message<N>) {
+        let epoch = match &message {
+            Message::Announce { epoch }
+            | Message::Expelled { epoch }
+            | Message::Lease { epoch, .. }
+            | Message::Decide { epoch, .. }
+            | Message::Finish { epoch } => *epoch,
+            Message::View(view) => view.epoch,
+            _ => return,
+        };
+        let standing = self.allegiance.judge(from, epoch);
+        if standing == Standing::Fenced {
+            return;
+        }
+        match message {
+            Message::Announce { .. } => {
+                if standing == Standing::New || self.allegiance.must_answer_heartbeat(now_ms) {
+                    self.greet(now_ms);
+                }
+                return;
+            }
+            Message::Expelled { .. } => return self.end(Effect::Restart),
+            Message::Finish { .. } => return self.end(Effect::Finished),
+            Message::View(view) => self.on_view(now_ms, view),
+            Message::Lease {
+                epoch,
+                lineage,
+                step,
+                tasks,
+            } => {
+                self.allegiance.heard(now_ms, false);
+                self.on_lease(now_ms, epoch, lineage, step, tasks);
+            }
+            Message::Decide { lineage, step, .. } => {
+                self.allegiance.heard(now_ms, false);
+                if lineage == self.lineage && self.step.is_none_or(|mine| mine <= step) {
+                    self.leave_step();
+                    self.floor = self.floor.max(step.next());
+                }
+            }
+            _ => {}
+        }
+        if standing == Standing::New {
+            self.greet(now_ms);
+        }
+    }
+
+    /// Forgets the step: it is decided, or belongs to another line.
+    fn leave_step(&mut self) {
+        self.step = None;
+        self.leased.clear();
+        self.queue.clear();
+        self.held.clear();
+        self.evaluated.clear();
+        self.device.leave();
+    }
+
+    fn on_view(&mut self, now_ms: u64, view: View) {
+        if view.placements.len() != self.config.num_blocks as usize {
+            return;
+        }
+        self.allegiance.heard(now_ms, true);
+        let old = self.view.as_ref().map(View::id);
+        let id = view.id();
+        if old.is_some_and(|old| id < old) {
+            return;
+        }
+        self.send_leader(Message::ViewReady { view: id });
+        if old == Some(id) {
+            return;
+        }
+        if view.lineage != self.lineage {
+            self.leave_step();
+            self.lineage = view.lineage;
+            self.floor = Step::default();
+        }
+        if old.is_none_or(|old| old.epoch < view.epoch) {
+            // A new leader may lease a step again that the old one had decided without anybody having applied it.
+            self.floor = Step::default();
+            for held in &mut self.held {
+                held.delivered = false;
+            }
+        }
+        self.device.retarget(&view);
+        self.view = Some(view);
+        self.pull(now_ms);
+        self.push(now_ms);
+    }
+
+    fn on_lease(
+        &mut self,
+        now_ms: u64,
+        epoch: Epoch,
+        lineage: Lineage,
+        step: Step,
+        tasks: Vec<Task>,
+    ) {
+        let known = self
+            .view
+            .as_ref()
+            .is_some_and(|view| view.epoch == epoch && view.lineage == lineage);
+        // Without this leader's view nothing can be pulled or pushed; the leader says both again.
+        if !known || step < self.floor || self.step.is_some_and(|mine| step < mine) {
+            return;
+        }
+        if self.step != Some(step) {
+            self.leave_step();
+            self.step = Some(step);
+        }
+        let tasks: Vec<Task> = tasks
+            .into_iter()
+            .filter(|task| match task {
+                Task::Slot(slot) => *slot < self.config.num_slots,
+                Task::Evaluate(_) => true,
+            })
+            .collect();
+        let mut new: BTreeMap<(bool, u32), Task> = BTreeMap::new();
+        for task in &tasks {
+            if self.leased.insert(order(*task)) {
+                new.insert(order(*task), *task);
+            } else {
+                self.repeat(*task);
+            }
+        }
+        if !new.is_empty() {
+            let slots: Vec<u32> = new
+                .values()
+                .filter_map(|task| match task {
+                    Task::Slot(slot) => Some(*slot),
+                    Task::Evaluate(_) => None,
+                })
+                .collect();
+            let root = SlotRange::new(0, self.config.num_slots);
+            for range in maximal_ranges(root, &slots) {
+                self.held.push(Held::new(range, self.config.num_blocks));
+            }
+            self.out.push(Effect::Prefetch {
+                step,
+                tasks: new.values().copied().collect(),
+            });
+            self.queue.append(&mut new);
+        }
+        self.pull(now_ms);
+        self.push(now_ms);
+        self.next();
+    }
+
+    /// The leader asks for a task again: its answer was lost, or is still to come.
+    fn repeat(&mut self, task: Task) {
+        let Some(step) = self.step else {
+            return;
+        };
+        match task {
+            Task::Evaluate(chunk) => {
+                if let Some(&(loss_sum, tokens)) = self.evaluated.get(&chunk) {
+                    self.send_leader(Message::Evaluated {
+                        step,
+                        chunk,
+                        loss_sum,
+                        tokens,
+                    });
+                }
+            }
+            Task::Slot(slot) => {
+                for held in &mut self.held {
+                    if held.range.contains(slot) {
+                        held.delivered = false;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts the next computation when the device is free and has the step's parameters.
+    fn next(&mut self) {
+        let Some(step) = self.step else {
+            return;
+        };
+        if self.in_flight.is_some() {
+            return;
+        }
+        for (block, parameters) in self.device.load(step) {
+            self.out.push(Effect::LoadParameters {
+                version: step,
+                block,
+                parameters,
+            });
+        }
+        if !self.device.is_at(step) {
+            return;
+        }
+        if let Some((_, task)) = self.queue.pop_first() {
+            self.in_flight = Some((step, task));
+            self.out.push(Effect::Compute { step, task });
+        }
+    }
+
+    fn on_computed(&mut self, now_ms: u64, step: Step, slot: u32, gradients: Vec<N::Gradient>) {
+        if self.in_flight != Some((step, Task::Slot(slot))) {
+            return;
+        }
+        self.in_flight = None;
+        let complete = gradients.len() == self.config.num_blocks as usize;
+        if self.step == Some(step) && complete {
+            let held = self.held.iter_mut().find(|held| held.range.contains(slot));
+            if let Some(held) = held
+                && held.add(&self.numerics, slot, gradients)
+            {
+                self.push(now_ms);
+            }
+        }
+        self.next();
+    }
+
+    fn on_evaluated(&mut self, step: Step, chunk: u32, loss_sum: f64, tokens: u64) {
+        if self.in_flight != Some((step, Task::Evaluate(chunk))) {
+            return;
+        }
+        self.in_flight = None;
+        if self.step == Some(step) {
+            self.evaluated.insert(chunk, (loss_sum, tokens));
+            self.send_leader(Message::Evaluated {
+                step,
+                chunk,
+                loss_sum,
+                tokens,
+            });
+        }
+        self.next();
+    }
+
+    /// Sends complete ranges to primaries that have neither acknowledged them nor been asked lately.
+    fn push(&mut self, now_ms: u64) {
+        let (Some(step), Some(view)) = (self.step, &self.view) else {
+            return;
+        };
+        let view_id = view.id();
+        let mut delivered = Vec::new();
+        for held in self.held.iter_mut().filter(|held| held.is_complete()) {
+            let mut everywhere = true;
+            let blocks = held.deliveries.iter_mut().zip(&held.sums);
+            for ((block, (delivery, sum)), placement) in (0..).zip(blocks).zip(&view.placements) {
+                let primary = placement.primary;
+                if delivery.acked.contains(&primary) {
+                    continue;
+                }
+                everywhere = false;
+                match &mut delivery.sent {
+                    Some((to, retry)) if *to == primary => {
+                        if !retry.fires(now_ms) {
+                            continue;
+                        }
+                    }
+                    sent => {
+                        *sent = Some((primary, Retry::new(now_ms, self.config.resend_ms)));
+                    }
+                }
+                self.out.push(Effect::Send {
+                    to: primary,
+                    message: Message::Partial {
+                        lineage: self.lineage,
+                        step,
+                        range: held.range,
+                        block,
+                        gradient: sum.clone(),
+                    },
+                });
+            }
+            if everywhere && !held.delivered {
+                held.delivered = true;
+                delivered.push(held.range);
+            } else if !everywhere {
+                held.delivered = false;
+            }
+        }
+        for range in delivered {
+            self.send_leader(Message::Delivered {
+                view: view_id,
+                step,
+                range,
+            });
+        }
+    }
+
+    fn on_partial_ack(&mut self, now_ms: u64, from: Member, range: SlotRange, block: BlockId) {
+        for held in &mut self.held {
+            let Some(delivery) = held.deliveries.get_mut(block as usize) else {
+                continue;
+            };
+            if held.range == range {
+                delivery.acked.insert(from);
+            } else if let Some((to, retry)) = &mut delivery.sent
+                && *to == from
+            {
+                retry.postpone(now_ms);
+            }
+        }
+        self.push(now_ms);
+    }
+}
