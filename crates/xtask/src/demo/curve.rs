@@ -4,9 +4,6 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// Names under which metrics may carry the held-out loss.
-const VALIDATION_NAMES: [&str; 4] = ["validation_loss", "val_loss", "eval_loss", "valid_loss"];
-
 /// A loss curve with what happened on the way. Losses are nats per token.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Curve {
@@ -31,7 +28,7 @@ impl Curve {
             if let Some(loss) = row["loss"].as_f64() {
                 train.insert(step, loss);
             }
-            if let Some(loss) = VALIDATION_NAMES.iter().find_map(|name| row[*name].as_f64()) {
+            if let Some(loss) = row["validation_loss"].as_f64() {
                 validation.insert(step, loss);
             }
         }
