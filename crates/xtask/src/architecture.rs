@@ -72,7 +72,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "everstep-model",
-        may_use: &["everstep-torch", "everstep-optim"],
+        may_use: &["everstep-protocol", "everstep-torch", "everstep-optim"],
         torch: true,
         external: true,
     },
