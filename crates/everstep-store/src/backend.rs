@@ -28,6 +28,8 @@ pub(crate) struct Backend {
     pub(crate) impatient: Arc<dyn ObjectStore>,
     /// The run's folder, for `file://` only.
     pub(crate) folder: Option<PathBuf>,
+    /// What is probably the cause if the store refuses us.
+    pub(crate) suspicion: Option<&'static str>,
 }
 
 /// Opens `url` for `run`; `options` are AWS settings (`AWS_ENDPOINT_URL`, …) that override the environment.
@@ -81,6 +83,7 @@ fn open_file(url: &str, parsed: &Url, run: &str) -> Result<Backend, StoreError> 
         patient: Arc::clone(&store),
         impatient: store,
         folder: Some(folder),
+        suspicion: None,
     })
 }
 
@@ -123,6 +126,9 @@ fn open_s3(
             "AWS_ENDPOINT_URL is plain http://, which needs AWS_ALLOW_HTTP=true".to_owned(),
         ));
     }
+    let suspicion = (!has_credentials(&builder)).then_some(
+        "neither AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY nor another source of credentials is set",
+    );
     // An error only says that the program has chosen a provider already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let build = |retry: RetryConfig| -> Result<Arc<dyn ObjectStore>, StoreError> {
@@ -134,7 +140,24 @@ fn open_s3(
         patient: build(patience())?,
         impatient: build(impatience())?,
         folder: None,
+        suspicion,
     })
+}
+
+/// Whether anything but the metadata service of a cloud machine could give credentials.
+fn has_credentials(builder: &AmazonS3Builder) -> bool {
+    [
+        AmazonS3ConfigKey::AccessKeyId,
+        AmazonS3ConfigKey::WebIdentityTokenFile,
+        AmazonS3ConfigKey::ContainerCredentialsRelativeUri,
+        AmazonS3ConfigKey::ContainerCredentialsFullUri,
+    ]
+    .iter()
+    .any(|key| builder.get_config_value(key).is_some())
+        || builder
+            .get_config_value(&AmazonS3ConfigKey::SkipSignature)
+            .as_deref()
+            == Some("true")
 }
 
 fn endpoint(builder: &AmazonS3Builder) -> Option<String> {

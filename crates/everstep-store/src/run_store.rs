@@ -40,7 +40,7 @@ pub enum PutRun {
     Created,
     /// The run was there, with this identity; its environment may differ
     /// ([`RunIdentity::environment_differences`]).
-    Existing(RunIdentity),
+    Existing(Box<RunIdentity>),
 }
 
 impl RunStore {
@@ -101,8 +101,16 @@ impl RunStore {
         let reason = match tokio::time::timeout(CHECK_DEADLINE, check).await {
             Ok(Ok(true)) => return Ok(()),
             Ok(Ok(false)) => "what was written did not come back the same".to_owned(),
+            // Writing needs no object to be there, only the bucket or the folder.
+            Ok(Err(error @ object_store::Error::NotFound { .. })) => {
+                format!("the bucket or folder does not exist: {}", one_line(&error))
+            }
             Ok(Err(error)) => one_line(&error),
             Err(_) => format!("no answer within {} seconds", CHECK_DEADLINE.as_secs()),
+        };
+        let reason = match self.backend.suspicion {
+            Some(suspicion) => format!("{suspicion}: {reason}"),
+            None => reason,
         };
         Err(StoreError::NotWritable {
             url: self.url.clone(),
@@ -149,7 +157,7 @@ impl RunStore {
     ) -> Result<PutRun, StoreError> {
         let differences = identity.differences(&existing);
         if differences.is_empty() {
-            return Ok(PutRun::Existing(existing));
+            return Ok(PutRun::Existing(Box::new(existing)));
         }
         Err(StoreError::RunMismatch {
             run: self.run.clone(),

@@ -63,7 +63,12 @@ async fn refusals_are_quick(moto: &Moto) {
     let start = Instant::now();
     let no_bucket = Fixture::s3("nobodys", moto.environment()).open("r");
     let error = no_bucket.check_writable().await.unwrap_err();
-    assert!(error.to_string().contains("NoSuchBucket"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("the bucket or folder does not exist"),
+        "{error}"
+    );
 
     // A port that nobody listens on.
     let port = std::net::TcpListener::bind("127.0.0.1:0")
@@ -78,6 +83,37 @@ async fn refusals_are_quick(moto: &Moto) {
         "{error}"
     );
     assert!(!error.to_string().contains('\n'), "{error}");
+    // TLS is really spoken: this server answers in plain text.
+    let mut tls = moto.environment();
+    let endpoint = format!("https://127.0.0.1:{}", moto.port);
+    tls.insert("AWS_ENDPOINT_URL".to_owned(), endpoint);
+    let error = Fixture::s3("models", tls)
+        .open("r")
+        .check_writable()
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("corrupt message"), "{error}");
+    // No keys, and no machine that hands some out.
+    // A machine whose own environment has keys cannot show that.
+    if std::env::var_os("AWS_ACCESS_KEY_ID").is_none() {
+        let mut keyless = environment(port);
+        keyless.remove("AWS_ACCESS_KEY_ID");
+        keyless.remove("AWS_SECRET_ACCESS_KEY");
+        let metadata = format!("http://127.0.0.1:{port}");
+        keyless.insert("AWS_METADATA_ENDPOINT".to_owned(), metadata);
+        let error = Fixture::s3("models", keyless)
+            .open("r")
+            .check_writable()
+            .await
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("refuses writes: neither AWS_ACCESS_KEY_ID"),
+            "{error}"
+        );
+    }
+
     println!("refusals took {:?}", start.elapsed());
     assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
 
