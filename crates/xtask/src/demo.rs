@@ -4,52 +4,37 @@ mod corpus;
 mod curve;
 mod follow;
 mod picture;
+mod scenario;
 mod terminal;
 mod victims;
+mod watch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::Value;
 
 use self::curve::Curve;
 use self::follow::JsonLines;
+use self::scenario::Scenario;
 use self::victims::Kill;
+use self::watch::Watch;
 use crate::workspace::Workspace;
 use crate::{process, setup};
-
-/// How often the run's files are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-
-/// How often the run is asked for its processes while a victim's replacement is awaited.
-const ASK_EVERY: Duration = Duration::from_millis(1_000);
-
-/// A run that commits no step for so long is stuck. Preparing the data and the first step take longest.
-const STALL: Duration = Duration::from_secs(300);
 
 /// Options of `cargo xtask demo`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The run file
-    #[arg(long, default_value = "examples/demo.toml")]
-    run_file: PathBuf,
-    /// The cluster on which the processes are killed
-    #[arg(long, default_value = "topology/local-cluster.toml")]
-    topology: PathBuf,
+    /// The chaos file: what is trained, on which cluster, and who is killed when
+    #[arg(long, default_value = "chaos/fast/kill-worker-and-shard.toml")]
+    scenario: PathBuf,
     /// The cluster of the undisturbed repetition; another one, because neither kills nor placement may change a bit
     #[arg(long, default_value = "topology/laptop.toml")]
     undisturbed_topology: PathBuf,
-    /// The step after which a worker process is killed
-    #[arg(long, default_value_t = 20)]
-    kill_worker_at: u64,
-    /// The step after which a shard process is killed
-    #[arg(long, default_value_t = 40)]
-    kill_shard_at: u64,
     /// At most so much text, in MB
     #[arg(long, default_value_t = 24)]
     corpus_mb: usize,
@@ -121,6 +106,7 @@ struct Disturbed {
 #[derive(Debug)]
 struct Demo<'a> {
     options: &'a Options,
+    scenario: Scenario,
     root: &'a Path,
     everstep: PathBuf,
     runs: PathBuf,
@@ -132,6 +118,7 @@ impl<'a> Demo<'a> {
             .map_or_else(|| workspace.root().join("target"), PathBuf::from);
         let demo = Self {
             options,
+            scenario: Scenario::read(&workspace.root().join(&options.scenario))?,
             root: workspace.root(),
             everstep: target.join("release/everstep"),
             runs: workspace.root().join("runs"),
@@ -167,7 +154,7 @@ impl<'a> Demo<'a> {
     fn train(&self, topology: &Path, corpus: &Path, run_dir: &Path) -> Command {
         let mut command = self.everstep(&["train"], run_dir);
         command
-            .arg(&self.options.run_file)
+            .arg(&self.scenario.workload.run)
             .arg("--topology")
             .arg(topology);
         command.arg("--set").arg(format!(
@@ -189,37 +176,8 @@ impl<'a> Demo<'a> {
     /// Trains to the end, killing as planned, and takes the digest of the first checkpoint after the kills.
     fn train_disturbed(&self, corpus: &Path) -> Result<Disturbed> {
         let run_dir = self.disturbed_dir();
-        let mut command = self.train(&self.options.topology, corpus, &run_dir);
-        println!("$ {}", process::shown(&command));
-        let mut child = Running(command.spawn().context("cannot start everstep")?);
-        let mut watch = Watch {
-            demo: self,
-            run_dir: &run_dir,
-            metrics: JsonLines::new(run_dir.join("metrics.jsonl")),
-            events: JsonLines::new(run_dir.join("events.jsonl")),
-            kills: vec![
-                Kill::planned("worker", self.options.kill_worker_at),
-                Kill::planned("shard", self.options.kill_shard_at),
-            ],
-            step: 0,
-            last_progress: Instant::now(),
-            last_asked: Instant::now(),
-            compared: None,
-        };
-        let status = loop {
-            // Asked before looking, so that the last lines of a run that ended are seen too.
-            let ended = child.ended()?;
-            watch.look(ended.is_none())?;
-            if let Some(status) = ended {
-                break status;
-            }
-            thread::sleep(LOOK_EVERY);
-        };
-        ensure!(
-            status.success(),
-            "training ended with {status}; see {}",
-            run_dir.join("logs").display()
-        );
+        let command = self.train(&self.scenario.workload.topology, corpus, &run_dir);
+        let watch = Watch::new(self, &run_dir).train(command)?;
         for kill in &watch.kills {
             kill.must_have_happened()?;
         }
@@ -274,7 +232,7 @@ impl<'a> Demo<'a> {
         let subtitle = format!(
             "{} steps on {}",
             curve.steps(),
-            self.options.topology.display()
+            self.scenario.workload.topology.display()
         );
         picture::draw(&curve, &title, &subtitle, &picture)?;
         println!("{}", terminal::draw(&curve));
@@ -352,136 +310,6 @@ fn indented(text: &str) -> String {
         .map(|line| format!("    {line}"))
         .collect::<Vec<_>>()
         .join("\n")
-}
-
-/// A child that does not outlive the demo.
-#[derive(Debug)]
-struct Running(Child);
-
-impl Running {
-    fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.0.try_wait().context("cannot wait for everstep")
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
-            // Asked politely first: the agent stops its processes. A demo that fails has nothing else to do than wait.
-            let pid = i32::try_from(self.0.id()).map(nix::unistd::Pid::from_raw);
-            if pid.is_ok_and(|pid| {
-                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).is_ok()
-            }) {
-                let start = Instant::now();
-                while matches!(self.0.try_wait(), Ok(None))
-                    && start.elapsed() < Duration::from_secs(10)
-                {
-                    thread::sleep(LOOK_EVERY);
-                }
-            }
-            self.0.kill().ok();
-            self.0.wait().ok();
-        }
-    }
-}
-
-/// Follows the disturbed run and disturbs it.
-#[derive(Debug)]
-struct Watch<'a> {
-    demo: &'a Demo<'a>,
-    run_dir: &'a Path,
-    metrics: JsonLines,
-    events: JsonLines,
-    kills: Vec<Kill>,
-    /// The last committed step.
-    step: u64,
-    last_progress: Instant,
-    last_asked: Instant,
-    /// Step and digest of the first checkpoint after the kills.
-    compared: Option<(u64, Value)>,
-}
-
-impl Watch<'_> {
-    fn look(&mut self, alive: bool) -> Result<()> {
-        for row in self.metrics.fresh()? {
-            self.step = self.step.max(row["step"].as_u64().unwrap_or(0));
-            self.last_progress = Instant::now();
-        }
-        for event in self.events.fresh()? {
-            self.kills
-                .iter_mut()
-                .for_each(|kill| kill.look_at_event(&event));
-            self.compare_at(&event)?;
-        }
-        if !alive {
-            return Ok(());
-        }
-        if self.last_progress.elapsed() > STALL {
-            bail!(
-                "no step was committed for {} s; see {}",
-                STALL.as_secs(),
-                self.run_dir.join("logs").display()
-            );
-        }
-        let due = self
-            .kills
-            .iter()
-            .any(|kill| kill.victim.is_none() && kill.at_step <= self.step);
-        let awaited = self
-            .kills
-            .iter()
-            .any(|kill| kill.victim.is_some() && kill.replaced_after.is_none());
-        if due || (awaited && self.last_asked.elapsed() > ASK_EVERY) {
-            self.last_asked = Instant::now();
-            self.ask()?;
-        }
-        Ok(())
-    }
-
-    /// Asks for the processes, looks for replacements and kills who is due; the next only when the last is replaced.
-    fn ask(&mut self) -> Result<()> {
-        let processes = victims::processes(&self.demo.json(&["status"], self.run_dir)?)?;
-        for kill in &mut self.kills {
-            kill.look_for_replacement(&processes);
-            if kill.victim.is_none() && kill.at_step <= self.step {
-                kill.strike(&processes, self.step)?;
-                if let Some((victim, step, _)) = &kill.victim {
-                    println!(
-                        "SIGKILL to {} (pid {}), which is a {}, after step {step}",
-                        victim.name, victim.pid, kill.role
-                    );
-                }
-            }
-            if kill.replaced_after.is_none() {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the digest of the first checkpoint that holds steps from after all kills, before it can be pruned.
-    fn compare_at(&mut self, event: &Value) -> Result<()> {
-        let last_kill = self
-            .kills
-            .iter()
-            .map(|kill| kill.victim.as_ref().map(|(_, step, _)| *step));
-        let Some(last_kill) = last_kill
-            .collect::<Option<Vec<u64>>>()
-            .and_then(|steps| steps.into_iter().max())
-        else {
-            return Ok(());
-        };
-        let step = event["step"]
-            .as_u64()
-            .filter(|step| event["kind"] == "checkpoint_committed" && *step > last_kill + 1);
-        if let (Some(step), None) = (step, &self.compared) {
-            let digest = self
-                .demo
-                .json(&["digest", "--step", &step.to_string()], self.run_dir)?;
-            self.compared = Some((step, digest));
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::scenario::{Fault, Role};
+
 /// A process of the cluster, as `everstep status --json` tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Process {
@@ -53,9 +55,9 @@ pub(crate) fn processes(status: &Value) -> Result<Vec<Process>> {
 #[derive(Debug, Clone)]
 pub(crate) struct Kill {
     /// The role whose process dies.
-    pub(crate) role: &'static str,
+    pub(crate) role: Role,
     /// It dies as soon as this step is committed.
-    pub(crate) at_step: u64,
+    pub(crate) after_step: u64,
     /// The process that was killed and the last step that was committed before.
     pub(crate) victim: Option<(Process, u64, Instant)>,
     /// How long it took until the cluster had a new process in its place.
@@ -65,10 +67,11 @@ pub(crate) struct Kill {
 }
 
 impl Kill {
-    pub(crate) fn planned(role: &'static str, at_step: u64) -> Self {
+    pub(crate) fn planned(fault: &Fault) -> Self {
+        let Fault::Kill { role, after_step } = *fault;
         Self {
             role,
-            at_step,
+            after_step,
             victim: None,
             replaced_after: None,
             noticed: false,
@@ -81,11 +84,13 @@ impl Kill {
     pub(crate) fn strike(&mut self, processes: &[Process], step: u64) -> Result<()> {
         let victim = processes
             .iter()
-            .find(|process| process.roles.len() == 1 && is_role(&process.roles[0], self.role))
+            .find(|process| {
+                process.roles.len() == 1 && is_role(&process.roles[0], self.role.name())
+            })
             .with_context(|| {
                 format!(
                     "no process plays {} alone; the cluster has {processes:?}",
-                    self.role
+                    self.role.name()
                 )
             })?;
         // A pid may have been given to somebody else in the meantime.
@@ -133,8 +138,8 @@ impl Kill {
         let Some((victim, step, _)) = &self.victim else {
             bail!(
                 "the run ended before step {}, so no {} was killed",
-                self.at_step,
-                self.role
+                self.after_step,
+                self.role.name()
             );
         };
         ensure!(
@@ -190,15 +195,21 @@ mod tests {
     #[test]
     fn a_process_of_somebody_else_is_left_alone() {
         let own = i64::from(std::process::id());
-        let error = Kill::planned("worker", 1)
-            .strike(&cluster(own), 1)
-            .unwrap_err();
+        let error = Kill::planned(&Fault::Kill {
+            role: Role::Worker,
+            after_step: 1,
+        })
+        .strike(&cluster(own), 1)
+        .unwrap_err();
         assert!(error.to_string().contains("is not ours"), "{error}");
     }
 
     #[test]
     fn a_kill_counts_only_when_it_was_seen_from_both_sides() {
-        let mut kill = Kill::planned("worker", 5);
+        let mut kill = Kill::planned(&Fault::Kill {
+            role: Role::Worker,
+            after_step: 5,
+        });
         assert!(kill.must_have_happened().is_err());
         let victim = cluster(12).remove(1);
         kill.victim = Some((victim, 5, Instant::now()));
