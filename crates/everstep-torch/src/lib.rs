@@ -1,1 +1,21 @@
-//! libtorch: CUDA loading, threads, determinism, tensors as bytes.
+//! libtorch: CUDA loading, devices, threads, what a strict run must find again, tensors as bytes.
+//!
+//! Everything here is about the library itself; architectures and losses live in `everstep-model`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod bytes;
+mod cuda;
+mod device;
+mod dtype;
+mod error;
+mod library;
+mod platform;
+mod threads;
+
+pub use cuda::{CudaLoad, load_cuda};
+pub use device::{DeviceKind, select_device};
+pub use dtype::Dtype;
+pub use error::TorchError;
+pub use platform::{Platform, PlatformMismatch};
+pub use threads::pin_threads;

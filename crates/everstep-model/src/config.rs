@@ -1,0 +1,380 @@
+//! What a model is: the `[model]` table of a run file and of a checkpoint.
+
+use serde::{Deserialize, Serialize};
+
+/// Family of a model: it decides tensor names, the orientation of matrices and the defaults of all other fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// Hugging Face's `LlamaForCausalLM`.
+    Llama,
+    /// Hugging Face's `GPT2LMHeadModel`, whose matrices are stored as `[in, out]`.
+    Gpt2,
+}
+
+/// Normalisation before attention, before the MLP and after the last layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Norm {
+    /// Root mean square, with a scale.
+    Rms,
+    /// Mean and variance, with a scale, and with a shift if the model has biases.
+    Layer,
+}
+
+/// How a token's position enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Positions {
+    /// Rotation of queries and keys (RoPE).
+    Rope,
+    /// One learned vector per position, added to the token's.
+    Learned,
+}
+
+/// The feed-forward part of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mlp {
+    /// `down(silu(gate(x)) * up(x))`.
+    Swiglu,
+    /// `down(gelu(up(x)))` with the error function (nanoGPT).
+    Gelu,
+    /// The same with GPT-2's tanh approximation (`gelu_new` in Hugging Face).
+    GeluTanh,
+}
+
+/// A decoder-only transformer. Fields left out take the defaults of the architecture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Fields")]
+pub struct ModelConfig {
+    /// Family of the model.
+    pub architecture: Architecture,
+    /// Number of tokens; 0 if left out, for whoever knows the tokenizer to fill in.
+    pub vocab_size: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Number of attention heads.
+    pub heads: usize,
+    /// Number of key and value heads, each shared by `heads / kv_heads` query heads; `heads` if left out.
+    pub kv_heads: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Inner width of the MLP; `8/3 * width` rounded up to a multiple of 32 for `swiglu`, else `4 * width`.
+    pub ffn_width: usize,
+    /// Longest sequence in tokens.
+    pub context: usize,
+    /// Whether the output matrix is the token embedding; `true` for `gpt2`, `false` for `llama`.
+    pub tied_embeddings: bool,
+    /// Share of activations dropped in training (embeddings, attention weights, residual branches); 0.
+    pub dropout: f64,
+    /// Normalisation; `rms` for `llama`, `layer` for `gpt2`.
+    pub norm: Norm,
+    /// Positions; `rope` for `llama`, `learned` for `gpt2`.
+    pub positions: Positions,
+    /// MLP; `swiglu` for `llama`, `gelu` for `gpt2`.
+    pub mlp: Mlp,
+    /// Base of the rotation's wavelengths; 10000.
+    pub rope_theta: f64,
+    /// Added to the variance in norms; 1e-5.
+    pub norm_eps: f64,
+    /// Standard deviation of initial weights, divided by `sqrt(2 * layers)` for what enters the residual stream; 0.02.
+    pub init_std: f64,
+    /// Whether projections and layer norms have biases; `true` for `gpt2`, `false` for `llama`.
+    pub bias: bool,
+}
+
+/// The table as it is written: everything that has a default is optional.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    architecture: Architecture,
+    #[serde(default)]
+    vocab_size: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: Option<usize>,
+    width: usize,
+    ffn_width: Option<usize>,
+    context: usize,
+    tied_embeddings: Option<bool>,
+    dropout: Option<f64>,
+    norm: Option<Norm>,
+    positions: Option<Positions>,
+    mlp: Option<Mlp>,
+    rope_theta: Option<f64>,
+    norm_eps: Option<f64>,
+    init_std: Option<f64>,
+    bias: Option<bool>,
+}
+
+/// A field whose value cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}=`{value}` is not allowed; allowed: {allowed}")]
+pub struct ConfigError {
+    /// Name of the field.
+    pub field: &'static str,
+    /// What it holds.
+    pub value: String,
+    /// What it may hold.
+    pub allowed: String,
+}
+
+impl ModelConfig {
+    /// A model of `architecture` with its defaults; `vocab_size` is left at 0.
+    pub fn new(
+        architecture: Architecture,
+        layers: usize,
+        heads: usize,
+        width: usize,
+        context: usize,
+    ) -> Self {
+        let llama = architecture == Architecture::Llama;
+        let mlp = if llama { Mlp::Swiglu } else { Mlp::Gelu };
+        Self {
+            architecture,
+            vocab_size: 0,
+            layers,
+            heads,
+            kv_heads: heads,
+            width,
+            ffn_width: default_ffn_width(mlp, width),
+            context,
+            tied_embeddings: !llama,
+            dropout: 0.0,
+            norm: if llama { Norm::Rms } else { Norm::Layer },
+            positions: if llama {
+                Positions::Rope
+            } else {
+                Positions::Learned
+            },
+            mlp,
+            rope_theta: 10_000.0,
+            norm_eps: 1e-5,
+            init_std: 0.02,
+            bias: !llama,
+        }
+    }
+
+    /// Width of one attention head.
+    pub fn head_dim(&self) -> usize {
+        self.width / self.heads
+    }
+
+    /// Whether every field can be used, `vocab_size` included.
+    ///
+    /// # Errors
+    /// The first field that cannot, with what is allowed.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let counts = [
+            ("vocab_size", self.vocab_size),
+            ("layers", self.layers),
+            ("heads", self.heads),
+            ("kv_heads", self.kv_heads),
+            ("width", self.width),
+            ("ffn_width", self.ffn_width),
+            ("context", self.context),
+        ];
+        for (field, value) in counts {
+            check(field, value, (1..=COUNT_MAX).contains(&value), || {
+                format!("1 to {COUNT_MAX}")
+            })?;
+        }
+        let divides = |whole: usize, part: usize| part != 0 && whole.is_multiple_of(part);
+        check("heads", self.heads, divides(self.width, self.heads), || {
+            format!("a divisor of width=`{}`", self.width)
+        })?;
+        check(
+            "kv_heads",
+            self.kv_heads,
+            divides(self.heads, self.kv_heads),
+            || format!("a divisor of heads=`{}`", self.heads),
+        )?;
+        let paired = self.positions == Positions::Learned || self.head_dim().is_multiple_of(2);
+        check("width", self.width, paired, || {
+            "an even width / heads, for rope turns pairs".into()
+        })?;
+        check(
+            "dropout",
+            self.dropout,
+            (0.0..1.0).contains(&self.dropout),
+            || "0 or more, below 1".into(),
+        )?;
+        for (field, value) in [
+            ("rope_theta", self.rope_theta),
+            ("norm_eps", self.norm_eps),
+            ("init_std", self.init_std),
+        ] {
+            check(field, value, value.is_finite() && value > 0.0, || {
+                "a number above 0".into()
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Sizes beyond this are slips of the keyboard, and products of four of them could overflow.
+const COUNT_MAX: usize = 1 << 24;
+
+fn check(
+    field: &'static str,
+    value: impl ToString,
+    holds: bool,
+    allowed: impl FnOnce() -> String,
+) -> Result<(), ConfigError> {
+    if holds {
+        Ok(())
+    } else {
+        Err(ConfigError {
+            field,
+            value: value.to_string(),
+            allowed: allowed(),
+        })
+    }
+}
+
+fn default_ffn_width(mlp: Mlp, width: usize) -> usize {
+    match mlp {
+        Mlp::Swiglu => width.saturating_mul(8).div_ceil(3).next_multiple_of(32),
+        Mlp::Gelu | Mlp::GeluTanh => width.saturating_mul(4),
+    }
+}
+
+impl TryFrom<Fields> for ModelConfig {
+    type Error = std::convert::Infallible;
+
+    fn try_from(fields: Fields) -> Result<Self, Self::Error> {
+        let base = Self::new(
+            fields.architecture,
+            fields.layers,
+            fields.heads,
+            fields.width,
+            fields.context,
+        );
+        let mlp = fields.mlp.unwrap_or(base.mlp);
+        Ok(Self {
+            vocab_size: fields.vocab_size,
+            kv_heads: fields.kv_heads.unwrap_or(base.kv_heads),
+            ffn_width: fields
+                .ffn_width
+                .unwrap_or_else(|| default_ffn_width(mlp, fields.width)),
+            tied_embeddings: fields.tied_embeddings.unwrap_or(base.tied_embeddings),
+            dropout: fields.dropout.unwrap_or(base.dropout),
+            norm: fields.norm.unwrap_or(base.norm),
+            positions: fields.positions.unwrap_or(base.positions),
+            mlp,
+            rope_theta: fields.rope_theta.unwrap_or(base.rope_theta),
+            norm_eps: fields.norm_eps.unwrap_or(base.norm_eps),
+            init_std: fields.init_std.unwrap_or(base.init_std),
+            bias: fields.bias.unwrap_or(base.bias),
+            ..base
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<ModelConfig, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    const SMALL: &str = "layers = 2\nheads = 4\nwidth = 64\ncontext = 32\nvocab_size = 100\n";
+
+    #[test]
+    fn defaults_follow_the_architecture() {
+        let llama = parse(&format!("architecture = \"llama\"\n{SMALL}")).unwrap();
+        assert_eq!(
+            (llama.norm, llama.positions, llama.mlp),
+            (Norm::Rms, Positions::Rope, Mlp::Swiglu)
+        );
+        assert_eq!((llama.ffn_width, llama.kv_heads), (192, 4));
+        assert!(!llama.bias && !llama.tied_embeddings);
+        let gpt2 = parse(&format!("architecture = \"gpt2\"\n{SMALL}")).unwrap();
+        assert_eq!(
+            (gpt2.norm, gpt2.positions, gpt2.mlp),
+            (Norm::Layer, Positions::Learned, Mlp::Gelu)
+        );
+        assert_eq!(gpt2.ffn_width, 256);
+        assert!(gpt2.bias && gpt2.tied_embeddings);
+        for config in [llama, gpt2] {
+            config.validate().unwrap();
+            assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn unknown_and_missing_fields_are_named() {
+        let error = parse(&format!("architecture = \"llama\"\nlayer = 3\n{SMALL}")).unwrap_err();
+        assert!(error.to_string().contains("layer"), "{error}");
+        let error =
+            parse("architecture = \"llama\"\nheads = 4\nwidth = 64\ncontext = 32\n").unwrap_err();
+        assert!(error.to_string().contains("layers"), "{error}");
+        let error = parse(&format!("architecture = \"bert\"\n{SMALL}")).unwrap_err();
+        assert!(error.to_string().contains("llama"), "{error}");
+    }
+
+    #[test]
+    fn values_that_cannot_be_used_are_named() {
+        let good = ModelConfig {
+            vocab_size: 100,
+            ..ModelConfig::new(Architecture::Llama, 2, 4, 64, 32)
+        };
+        good.validate().unwrap();
+        let error = |config: ModelConfig| config.validate().unwrap_err();
+        let says = |config, text: &str| assert_eq!(error(config).to_string(), text);
+        says(
+            ModelConfig {
+                vocab_size: 0,
+                ..good.clone()
+            },
+            "vocab_size=`0` is not allowed; allowed: 1 to 16777216",
+        );
+        says(
+            ModelConfig {
+                heads: 5,
+                ..good.clone()
+            },
+            "heads=`5` is not allowed; allowed: a divisor of width=`64`",
+        );
+        says(
+            ModelConfig {
+                kv_heads: 3,
+                ..good.clone()
+            },
+            "kv_heads=`3` is not allowed; allowed: a divisor of heads=`4`",
+        );
+        says(
+            ModelConfig {
+                dropout: 1.0,
+                ..good.clone()
+            },
+            "dropout=`1` is not allowed; allowed: 0 or more, below 1",
+        );
+        says(
+            ModelConfig {
+                norm_eps: f64::NAN,
+                ..good.clone()
+            },
+            "norm_eps=`NaN` is not allowed; allowed: a number above 0",
+        );
+        assert_eq!(
+            error(ModelConfig {
+                width: 4,
+                ffn_width: 8,
+                ..good.clone()
+            })
+            .field,
+            "width"
+        );
+        assert_eq!(
+            error(ModelConfig {
+                layers: usize::MAX,
+                ..good
+            })
+            .field,
+            "layers"
+        );
+    }
+}

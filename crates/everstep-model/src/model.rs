@@ -1,0 +1,246 @@
+//! A model with its parameters: gradients of slots and evaluation.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use everstep_optim::ComputeDtype;
+use everstep_protocol::random::{Purpose, Stream};
+use everstep_torch::{Dtype, bytes};
+use tch::{Device, Kind, Reduction, Tensor};
+
+use crate::batch::{Batch, IGNORED_TARGET, MicroBatch};
+use crate::config::ModelConfig;
+use crate::decoder::Decoder;
+use crate::error::ModelError;
+use crate::spec;
+use crate::weights::Weights;
+
+/// A decoder on one device.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    device: Device,
+    pub(crate) dtype: Dtype,
+    weights: Weights,
+    pub(crate) decoder: Decoder,
+    z_loss: f64,
+}
+
+/// What a slot gives: the gradient of the sum of its token losses, and that sum.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlotGradient {
+    /// One value per parameter, in canonical order; the gradient of the sum, not of the mean.
+    pub values: Vec<f32>,
+    /// Sum of the cross-entropies in nats; the z-loss is not in it.
+    pub loss_sum: f64,
+    /// Number of targets that count.
+    pub tokens: u64,
+}
+
+/// The dropout seed of slot `slot` in step `step` of a run with `seed`.
+pub fn dropout_seed(seed: u64, step: u64, slot: u64) -> u64 {
+    Stream::new(seed, Purpose::Dropout, &[step, slot]).next_u64()
+}
+
+impl Model {
+    /// A model whose parameters are all zero, to be filled by [`Self::set_parameters`].
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for a configuration that is not valid.
+    pub fn new(
+        config: &ModelConfig,
+        device: Device,
+        dtype: ComputeDtype,
+    ) -> Result<Self, ModelError> {
+        config.validate()?;
+        let dtype = match dtype {
+            ComputeDtype::Float32 => Dtype::F32,
+            ComputeDtype::Bfloat16 => Dtype::Bf16,
+        };
+        let mut weights = Weights::new(spec::parameters(config), device, dtype);
+        let decoder = Decoder::new(&mut weights, config, device);
+        weights.finish();
+        Ok(Self {
+            config: config.clone(),
+            device,
+            dtype,
+            weights,
+            decoder,
+            z_loss: 0.0,
+        })
+    }
+
+    /// Adds `coefficient * sum(logsumexp(logits)^2)` to the loss whose gradient is taken (PaLM's z-loss); 0 for none.
+    ///
+    /// # Errors
+    /// [`ModelError::Option`] for a coefficient below 0.
+    pub fn with_z_loss(mut self, coefficient: f64) -> Result<Self, ModelError> {
+        if !(coefficient.is_finite() && coefficient >= 0.0) {
+            let value = coefficient.to_string();
+            return Err(ModelError::Option {
+                field: "z_loss",
+                value,
+                allowed: "0 or more",
+            });
+        }
+        self.z_loss = coefficient;
+        Ok(self)
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Number of parameters.
+    pub fn num_elements(&self) -> usize {
+        self.weights.num_elements()
+    }
+
+    /// Writes parameters from element `offset` of the flat vector on: little-endian elements of the compute type.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] if the bytes are no whole elements or do not fit; nothing is then changed.
+    pub fn set_parameters(&mut self, offset: usize, bytes: &[u8]) -> Result<(), ModelError> {
+        Ok(bytes::write_bytes(&mut self.weights.flat, offset, bytes)?)
+    }
+
+    /// Writes parameters from element `offset` on, rounding to the compute type.
+    ///
+    /// # Errors
+    /// As [`Self::set_parameters`].
+    pub fn set_parameters_f32(&mut self, offset: usize, values: &[f32]) -> Result<(), ModelError> {
+        Ok(bytes::write_f32(&mut self.weights.flat, offset, values)?)
+    }
+
+    /// Reads parameters from element `offset` on, as [`Self::set_parameters`] writes them.
+    ///
+    /// # Errors
+    /// As [`Self::set_parameters`].
+    pub fn read_parameters(&self, offset: usize, bytes: &mut [u8]) -> Result<(), ModelError> {
+        Ok(bytes::read_bytes(&self.weights.flat, offset, bytes)?)
+    }
+
+    /// The gradient of a slot: micro-batch by micro-batch in their order, added in float32.
+    ///
+    /// `dropout_seed` names the slot ([`dropout_seed`]); it matters only if the configuration drops anything.
+    ///
+    /// # Errors
+    /// What [`Batch::check`] says. libtorch's own failures (out of memory, a lost device) panic: they are not the
+    /// batch's fault, and the supervisor restarts what holds the model.
+    pub fn gradient(
+        &mut self,
+        batch: &Batch,
+        dropout_seed: u64,
+    ) -> Result<SlotGradient, ModelError> {
+        batch.check(&self.config)?;
+        let mut values = vec![0.0; self.num_elements()];
+        let mut loss_sum = 0.0;
+        for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
+            let seed = Stream::new(dropout_seed, Purpose::Dropout, &[index as u64]).next_u64();
+            let (objective, losses) = self.forward(micro_batch, self.config.dropout, seed);
+            let leaves = self.weights.leaves();
+            let inputs: Vec<&Tensor> = leaves.iter().map(|(_, leaf)| leaf).collect();
+            let gradients = Tensor::run_backward(&[objective], &inputs, false, false);
+            for ((range, _), gradient) in leaves.iter().zip(&gradients) {
+                let target = &mut values[range.clone()];
+                if index == 0 {
+                    bytes::read_f32(gradient, target)?;
+                } else {
+                    bytes::add_f32(gradient, target)?;
+                }
+            }
+            loss_sum += sum(&losses)?;
+        }
+        Ok(SlotGradient {
+            values,
+            loss_sum,
+            tokens: batch.tokens(),
+        })
+    }
+
+    /// Sum of the cross-entropies of a batch in nats, without dropout, and the number of targets that count.
+    ///
+    /// # Errors
+    /// What [`Batch::check`] says.
+    pub fn evaluate(&self, batch: &Batch) -> Result<(f64, u64), ModelError> {
+        batch.check(&self.config)?;
+        let mut loss_sum = 0.0;
+        for micro_batch in &batch.micro_batches {
+            let losses =
+                tch::no_grad(|| cross_entropies(&self.micro_logits(micro_batch, 0.0), micro_batch));
+            loss_sum += sum(&losses)?;
+        }
+        Ok((loss_sum, batch.tokens()))
+    }
+
+    /// Float32 logits, `rows * columns * vocab_size`, of a micro-batch's inputs, without dropout.
+    ///
+    /// # Errors
+    /// What [`Batch::check`] says.
+    pub fn logits(&self, micro_batch: &MicroBatch) -> Result<Vec<f32>, ModelError> {
+        micro_batch.check(0, &self.config)?;
+        let logits = tch::no_grad(|| self.micro_logits(micro_batch, 0.0));
+        let mut values = vec![0.0; logits.numel()];
+        bytes::read_f32(&logits, &mut values)?;
+        Ok(values)
+    }
+
+    /// What is differentiated (a scalar) and each token's cross-entropy.
+    fn forward(&self, micro_batch: &MicroBatch, drop: f64, seed: u64) -> (Tensor, Tensor) {
+        let logits = {
+            let _generator = (drop > 0.0).then(|| seeded_generator(seed));
+            self.micro_logits(micro_batch, drop)
+        };
+        let losses = cross_entropies(&logits, micro_batch);
+        let mut objective = losses.sum(Kind::Float);
+        if self.z_loss > 0.0 {
+            let counted = micro_batch
+                .targets_tensor(self.device)
+                .not_equal(IGNORED_TARGET);
+            let squares = logits.logsumexp([-1], false).square() * counted;
+            objective += squares.sum(Kind::Float) * self.z_loss;
+        }
+        (objective, losses)
+    }
+
+    fn micro_logits(&self, micro_batch: &MicroBatch, drop: f64) -> Tensor {
+        // A thread that computes for the first time takes over the pinned number of threads only when it is asked.
+        tch::get_num_threads();
+        let tokens = micro_batch.inputs_tensor(self.device);
+        self.decoder
+            .logits(&self.decoder.hidden(&tokens, drop, None))
+    }
+}
+
+/// libtorch's generators belong to the process: whoever draws from them holds this from seeding to the last draw.
+fn seeded_generator(seed: u64) -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    // A panic while drawing leaves nothing behind that seeding does not replace.
+    let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed.cast_signed());
+    guard
+}
+
+/// `[tokens]`, 0 where the target is ignored.
+fn cross_entropies(logits: &Tensor, micro_batch: &MicroBatch) -> Tensor {
+    let targets = micro_batch.targets_tensor(logits.device());
+    logits.cross_entropy_loss(
+        &targets,
+        None::<&Tensor>,
+        Reduction::None,
+        IGNORED_TARGET,
+        0.0,
+    )
+}
+
+/// Added one by one in float64, so that neither threads nor vector widths matter.
+fn sum(losses: &Tensor) -> Result<f64, ModelError> {
+    let mut values = vec![0.0; losses.numel()];
+    bytes::read_f32(losses, &mut values)?;
+    Ok(values.iter().map(|&value| f64::from(value)).sum())
+}

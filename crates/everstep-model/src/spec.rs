@@ -1,0 +1,281 @@
+//! The tensors of a model in canonical order: the layout of the flattened parameter vector.
+
+use everstep_optim::{Init, ParameterSpec};
+
+use crate::config::{Architecture, Mlp, ModelConfig, Norm, Positions};
+
+/// All parameters of the model in canonical order, with Hugging Face's names, shapes and orientation.
+///
+/// Matrices, which decay, come first in the order in which the model uses them; then the norms and biases, which do
+/// not. So each optimizer group is one run of the vector and is cut in few blocks, and matrices that read the same
+/// input (queries, keys and values; gate and up) are neighbours that can be multiplied as one.
+///
+/// # Panics
+/// If `config` is not valid.
+pub fn parameters(config: &ModelConfig) -> Vec<ParameterSpec> {
+    let names = Names::of(config);
+    let mut list = Collector::new(config);
+    let (width, ffn) = (config.width, config.ffn_width);
+    let kv = config.kv_heads * config.head_dim();
+    list.table(names.tokens, config.vocab_size);
+    if config.positions == Positions::Learned {
+        list.table(names.positions, config.context);
+    }
+    for layer in 0..config.layers {
+        let name = |suffix: &str| names.in_layer(layer, suffix);
+        list.norm(&name(names.attention_norm));
+        if config.architecture == Architecture::Llama {
+            list.linear(&name("self_attn.q_proj"), width, width);
+            list.linear(&name("self_attn.k_proj"), width, kv);
+            list.linear(&name("self_attn.v_proj"), width, kv);
+            list.residual(&name("self_attn.o_proj"), width, width);
+        } else {
+            list.linear(&name("attn.c_attn"), width, width + 2 * kv);
+            list.residual(&name("attn.c_proj"), width, width);
+        }
+        list.norm(&name(names.mlp_norm));
+        if config.mlp == Mlp::Swiglu {
+            list.linear(&name(names.gate), width, ffn);
+        }
+        list.linear(&name(names.up), width, ffn);
+        list.residual(&name(names.down), ffn, width);
+    }
+    list.norm(names.last_norm);
+    if !config.tied_embeddings {
+        list.table(names.output, config.vocab_size);
+    }
+    list.finish()
+}
+
+/// The suffixes and prefixes in which the architectures differ.
+pub(crate) struct Names {
+    pub(crate) tokens: &'static str,
+    pub(crate) positions: &'static str,
+    pub(crate) layers: &'static str,
+    pub(crate) attention_norm: &'static str,
+    pub(crate) mlp_norm: &'static str,
+    pub(crate) gate: &'static str,
+    pub(crate) up: &'static str,
+    pub(crate) down: &'static str,
+    pub(crate) last_norm: &'static str,
+    /// The output matrix, if it is not the token embedding.
+    pub(crate) output: &'static str,
+}
+
+impl Names {
+    pub(crate) fn of(config: &ModelConfig) -> Self {
+        match config.architecture {
+            Architecture::Llama => Self {
+                tokens: "model.embed_tokens.weight",
+                positions: "model.embed_positions.weight",
+                layers: "model.layers",
+                attention_norm: "input_layernorm",
+                mlp_norm: "post_attention_layernorm",
+                gate: "mlp.gate_proj",
+                up: "mlp.up_proj",
+                down: "mlp.down_proj",
+                last_norm: "model.norm",
+                output: "lm_head.weight",
+            },
+            Architecture::Gpt2 => Self {
+                tokens: "transformer.wte.weight",
+                positions: "transformer.wpe.weight",
+                layers: "transformer.h",
+                attention_norm: "ln_1",
+                mlp_norm: "ln_2",
+                gate: "mlp.c_gate",
+                up: "mlp.c_fc",
+                down: "mlp.c_proj",
+                last_norm: "transformer.ln_f",
+                output: "lm_head.weight",
+            },
+        }
+    }
+
+    /// The full name of something in a layer.
+    pub(crate) fn in_layer(&self, layer: usize, suffix: &str) -> String {
+        format!("{}.{layer}.{suffix}", self.layers)
+    }
+}
+
+struct Collector<'a> {
+    config: &'a ModelConfig,
+    matrices: Vec<ParameterSpec>,
+    vectors: Vec<ParameterSpec>,
+}
+
+impl<'a> Collector<'a> {
+    fn new(config: &'a ModelConfig) -> Self {
+        Self {
+            config,
+            matrices: Vec::new(),
+            vectors: Vec::new(),
+        }
+    }
+
+    fn matrix(&mut self, name: String, shape: [usize; 2], std: f64) {
+        let init = Init::Normal { std: std as f32 };
+        self.matrices.push(ParameterSpec {
+            name,
+            shape: shape.to_vec(),
+            init,
+            decay: true,
+        });
+    }
+
+    fn vector(&mut self, name: String, len: usize, init: Init) {
+        self.vectors.push(ParameterSpec {
+            name,
+            shape: vec![len],
+            init,
+            decay: false,
+        });
+    }
+
+    /// One vector of the model's width for each of `rows` tokens or positions.
+    fn table(&mut self, name: &str, rows: usize) {
+        self.matrix(
+            name.to_owned(),
+            [rows, self.config.width],
+            self.config.init_std,
+        );
+    }
+
+    fn norm(&mut self, name: &str) {
+        self.vector(format!("{name}.weight"), self.config.width, Init::Ones);
+        if self.config.norm == Norm::Layer && self.config.bias {
+            self.vector(format!("{name}.bias"), self.config.width, Init::Zeros);
+        }
+    }
+
+    fn linear(&mut self, name: &str, inputs: usize, outputs: usize) {
+        self.projection(name, inputs, outputs, self.config.init_std);
+    }
+
+    /// A projection into the residual stream: `2 * layers` of them add up, so each starts smaller (GPT-2).
+    fn residual(&mut self, name: &str, inputs: usize, outputs: usize) {
+        let sum = (2 * self.config.layers) as f64;
+        self.projection(name, inputs, outputs, self.config.init_std / sum.sqrt());
+    }
+
+    fn projection(&mut self, name: &str, inputs: usize, outputs: usize, std: f64) {
+        let shape = match self.config.architecture {
+            Architecture::Llama => [outputs, inputs],
+            Architecture::Gpt2 => [inputs, outputs],
+        };
+        self.matrix(format!("{name}.weight"), shape, std);
+        if self.config.bias {
+            self.vector(format!("{name}.bias"), outputs, Init::Zeros);
+        }
+    }
+
+    fn finish(mut self) -> Vec<ParameterSpec> {
+        self.matrices.append(&mut self.vectors);
+        self.matrices
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+        parameters(config)
+            .into_iter()
+            .map(|parameter| (parameter.name, parameter.shape))
+            .collect()
+    }
+
+    #[test]
+    fn llama_has_hugging_faces_tensors() {
+        let mut config = ModelConfig {
+            vocab_size: 256,
+            kv_heads: 2,
+            ..ModelConfig::new(Architecture::Llama, 1, 4, 64, 128)
+        };
+        config.ffn_width = 176;
+        let expected: [(&str, &[usize]); 12] = [
+            ("model.embed_tokens.weight", &[256, 64]),
+            ("model.layers.0.self_attn.q_proj.weight", &[64, 64]),
+            ("model.layers.0.self_attn.k_proj.weight", &[32, 64]),
+            ("model.layers.0.self_attn.v_proj.weight", &[32, 64]),
+            ("model.layers.0.self_attn.o_proj.weight", &[64, 64]),
+            ("model.layers.0.mlp.gate_proj.weight", &[176, 64]),
+            ("model.layers.0.mlp.up_proj.weight", &[176, 64]),
+            ("model.layers.0.mlp.down_proj.weight", &[64, 176]),
+            ("lm_head.weight", &[256, 64]),
+            ("model.layers.0.input_layernorm.weight", &[64]),
+            ("model.layers.0.post_attention_layernorm.weight", &[64]),
+            ("model.norm.weight", &[64]),
+        ];
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(name, shape)| ((*name).to_owned(), shape.to_vec()))
+            .collect();
+        assert_eq!(shapes(&config), expected);
+    }
+
+    #[test]
+    fn gpt2_has_hugging_faces_tensors() {
+        let config = ModelConfig {
+            vocab_size: 65,
+            ..ModelConfig::new(Architecture::Gpt2, 1, 4, 64, 32)
+        };
+        let expected: [(&str, &[usize]); 16] = [
+            ("transformer.wte.weight", &[65, 64]),
+            ("transformer.wpe.weight", &[32, 64]),
+            ("transformer.h.0.attn.c_attn.weight", &[64, 192]),
+            ("transformer.h.0.attn.c_proj.weight", &[64, 64]),
+            ("transformer.h.0.mlp.c_fc.weight", &[64, 256]),
+            ("transformer.h.0.mlp.c_proj.weight", &[256, 64]),
+            ("transformer.h.0.ln_1.weight", &[64]),
+            ("transformer.h.0.ln_1.bias", &[64]),
+            ("transformer.h.0.attn.c_attn.bias", &[192]),
+            ("transformer.h.0.attn.c_proj.bias", &[64]),
+            ("transformer.h.0.ln_2.weight", &[64]),
+            ("transformer.h.0.ln_2.bias", &[64]),
+            ("transformer.h.0.mlp.c_fc.bias", &[256]),
+            ("transformer.h.0.mlp.c_proj.bias", &[64]),
+            ("transformer.ln_f.weight", &[64]),
+            ("transformer.ln_f.bias", &[64]),
+        ];
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(name, shape)| ((*name).to_owned(), shape.to_vec()))
+            .collect();
+        assert_eq!(shapes(&config), expected);
+        let bare = ModelConfig {
+            bias: false,
+            ..config
+        };
+        assert!(
+            parameters(&bare)
+                .iter()
+                .all(|parameter| !parameter.name.ends_with(".bias"))
+        );
+    }
+
+    #[test]
+    fn only_matrices_decay_and_residual_projections_start_smaller() {
+        let config = ModelConfig {
+            vocab_size: 65,
+            ..ModelConfig::new(Architecture::Llama, 8, 4, 64, 32)
+        };
+        for parameter in parameters(&config) {
+            assert_eq!(
+                parameter.decay,
+                parameter.shape.len() == 2,
+                "{}",
+                parameter.name
+            );
+            let expected = match parameter.name.as_str() {
+                name if name.ends_with("norm.weight") => Init::Ones,
+                name if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => {
+                    Init::Normal { std: 0.005 }
+                }
+                _ => Init::Normal { std: 0.02 },
+            };
+            assert_eq!(parameter.init, expected, "{}", parameter.name);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The flat parameter vector and the leaves that share its memory.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use everstep_optim::ParameterSpec;
+use everstep_torch::Dtype;
+use tch::{Device, Tensor};
+
+/// All parameters in one tensor. Writing a range of it changes every leaf that lies there, with nothing to rebuild.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) flat: Tensor,
+    /// What autograd differentiates by, with the range that each takes of the vector; sorted, and without gaps.
+    leaves: Vec<(Range<usize>, Tensor)>,
+    places: BTreeMap<String, (usize, Vec<usize>)>,
+    num_elements: usize,
+}
+
+impl Weights {
+    /// Zeros for `parameters` in their order.
+    pub(crate) fn new(parameters: Vec<ParameterSpec>, device: Device, dtype: Dtype) -> Self {
+        let mut num_elements = 0;
+        let mut places = BTreeMap::new();
+        for parameter in parameters {
+            let elements = parameter.num_elements();
+            places.insert(parameter.name, (num_elements, parameter.shape));
+            num_elements += elements;
+        }
+        let flat = Tensor::zeros([num_elements as i64], (dtype.kind(), device));
+        Self {
+            flat,
+            leaves: Vec::new(),
+            places,
+            num_elements,
+        }
+    }
+
+    /// The leaf that holds the named neighbours, joined along their first dimension.
+    ///
+    /// # Panics
+    /// If there is no such parameter or they are no neighbours: the layout and the architecture would then disagree.
+    pub(crate) fn leaf(&mut self, names: &[String]) -> Tensor {
+        let (start, first) = self.places[&names[0]].clone();
+        let mut end = start;
+        let mut rows = 0;
+        for name in names {
+            let (offset, shape) = &self.places[name];
+            assert_eq!(*offset, end, "`{name}` does not follow its neighbour");
+            assert_eq!(
+                shape[1..],
+                first[1..],
+                "`{name}` cannot be joined with its neighbour"
+            );
+            end += shape.iter().product::<usize>();
+            rows += shape[0];
+        }
+        let mut shape = vec![rows as i64];
+        shape.extend(first[1..].iter().map(|&len| len as i64));
+        let leaf = self
+            .flat
+            .narrow(0, start as i64, (end - start) as i64)
+            .view(shape.as_slice())
+            .detach()
+            .set_requires_grad(true);
+        self.leaves.push((start..end, leaf.shallow_clone()));
+        leaf
+    }
+
+    /// Call it when all leaves are taken.
+    ///
+    /// # Panics
+    /// If a parameter belongs to no leaf or to two.
+    pub(crate) fn finish(&mut self) {
+        self.leaves.sort_by_key(|(range, _)| range.start);
+        let mut end = 0;
+        for (range, _) in &self.leaves {
+            assert_eq!(range.start, end, "the leaves have a gap or overlap");
+            end = range.end;
+        }
+        assert_eq!(
+            end, self.num_elements,
+            "the leaves do not cover the parameters"
+        );
+        self.places.clear();
+    }
+
+    /// The leaves and their ranges, in the vector's order.
+    pub(crate) fn leaves(&self) -> &[(Range<usize>, Tensor)] {
+        &self.leaves
+    }
+
+    pub(crate) fn num_elements(&self) -> usize {
+        self.num_elements
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everstep_optim::Init;
+
+    #[test]
+    fn neighbours_become_one_leaf_that_sees_what_is_written() {
+        let parameter = |name: &str, shape: &[usize]| ParameterSpec {
+            name: name.into(),
+            shape: shape.to_vec(),
+            init: Init::Zeros,
+            decay: true,
+        };
+        let parameters = vec![
+            parameter("a", &[2, 3]),
+            parameter("b", &[1, 3]),
+            parameter("c", &[2]),
+        ];
+        let mut weights = Weights::new(parameters, Device::Cpu, Dtype::F32);
+        let c = weights.leaf(&["c".into()]);
+        let ab = weights.leaf(&["a".into(), "b".into()]);
+        weights.finish();
+        assert_eq!((ab.size(), c.size()), (vec![3, 3], vec![2]));
+        assert_eq!(weights.leaves()[0].0, 0..9);
+        everstep_torch::bytes::write_f32(&mut weights.flat, 8, &[5.0, 6.0]).unwrap();
+        assert_eq!((ab.double_value(&[2, 2]), c.double_value(&[0])), (5.0, 6.0));
+        assert!(ab.requires_grad() && ab.is_leaf());
+    }
+}
