@@ -1,0 +1,267 @@
+//! The invariants, checked at every event.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use everstep_protocol::{
+    BlockId, Coordinator, Decision, Epoch, Lineage, Member, Role, Status, Step,
+};
+
+use crate::scenario::Scenario;
+use crate::toy::Toy;
+use crate::world::{Machine, World};
+
+/// What was seen, by a witness that no fault touches.
+#[derive(Debug)]
+pub(crate) struct Checker {
+    num_steps: u64,
+    /// The metrics log: first decision and the epoch that logged it.
+    log: BTreeMap<Step, (Decision, Epoch)>,
+    /// High-water mark at each election.
+    elections: BTreeMap<Epoch, Step>,
+    /// Lowest version that an epoch declared a rollback to.
+    rollbacks: BTreeMap<Epoch, Step>,
+    /// Lines of state that a rollback was declared for.
+    restored: BTreeSet<Lineage>,
+    /// Blocks that an epoch has declared degraded last.
+    pub(crate) degraded: BTreeMap<Epoch, Vec<BlockId>>,
+    /// Steps below this are applied, or their reduced gradient held, by a replica on a line of state.
+    held: BTreeMap<(Member, Lineage, BlockId), u64>,
+    versions: BTreeMap<(Member, Lineage, BlockId), Step>,
+    pub(crate) evaluated: BTreeMap<Step, (f64, u64)>,
+}
+
+impl Checker {
+    pub(crate) fn new(scenario: &Scenario) -> Self {
+        Self {
+            num_steps: scenario.num_steps,
+            log: BTreeMap::new(),
+            elections: BTreeMap::new(),
+            rollbacks: BTreeMap::new(),
+            restored: BTreeSet::new(),
+            degraded: BTreeMap::new(),
+            held: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            evaluated: BTreeMap::new(),
+        }
+    }
+
+    /// One past the last step in the metrics log.
+    pub(crate) fn high_water(&self) -> Step {
+        self.log
+            .keys()
+            .last()
+            .map(|step| step.next())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn elected(&mut self, epoch: Epoch) {
+        self.elections.insert(epoch, self.high_water());
+    }
+
+    pub(crate) fn rolled_back(&mut self, epoch: Epoch, lineage: Lineage, to: Step) {
+        self.restored.insert(lineage);
+        let lowest = self.rollbacks.entry(epoch).or_insert(to);
+        *lowest = (*lowest).min(to);
+    }
+
+    pub(crate) fn progress(&self) -> String {
+        format!(
+            "{} of {} steps decided, {} elections",
+            self.high_water().0,
+            self.num_steps,
+            self.elections.len()
+        )
+    }
+}
+
+impl World<'_> {
+    /// Invariants 1, 3 and 4 at a shard: every state and every sum has the undisturbed bits, versions only grow on a line.
+    pub(crate) fn check_shard(&mut self, actor: usize) {
+        let member = self.actors[actor].member;
+        let Some(Machine::Shard(shard)) = &self.actors[actor].machine else {
+            return;
+        };
+        let mut problems = Vec::new();
+        let Status::Shard { lineage, blocks } = shard.status() else {
+            return;
+        };
+        for status in blocks {
+            let (block, version) = (status.block, status.version);
+            let state = shard.state(block).map(|(_, state)| *state);
+            let expected = self
+                .expected
+                .states
+                .get(version.0 as usize)
+                .and_then(|states| states.get(block as usize));
+            if state.as_ref() != expected {
+                problems.push(format!(
+                    "1: {member} holds {state:?} for block {block} at version {}, not {expected:?}",
+                    version.0
+                ));
+            }
+            if let Some(reduced) = status.reduced {
+                let expected = self
+                    .expected
+                    .reports
+                    .get(version.0 as usize)
+                    .map(|reports| reports[block as usize]);
+                if Some(reduced) != expected {
+                    problems.push(format!(
+                        "1: {member} reduced step {} of block {block} to {reduced:?}, not {expected:?}",
+                        version.0
+                    ));
+                }
+            }
+            if version > self.checker.high_water() {
+                problems.push(format!(
+                    "2: {member} applied step {} of block {block}, which nobody decided",
+                    version.0 - 1
+                ));
+            }
+            let key = (member, lineage, block);
+            let before = self.checker.versions.insert(key, version);
+            if before.is_some_and(|before| version < before) {
+                problems.push(format!(
+                    "4: block {block} of {member} went from version {before:?} back to {} on one line",
+                    version.0
+                ));
+            }
+            let held = version.0 + u64::from(status.reduced.is_some());
+            let known = self.checker.held.entry(key).or_insert(0);
+            *known = (*known).max(held);
+        }
+        for problem in problems {
+            self.violate(problem);
+        }
+    }
+
+    /// Invariants 2, 3 and 4 at a decision.
+    pub(crate) fn check_decision(&mut self, actor: usize, step: Step, decision: Decision) {
+        self.outcome.num_decisions += 1;
+        let Some(Machine::Coordinator(leader)) = &self.actors[actor].machine else {
+            return;
+        };
+        let epoch = leader.epoch();
+        let mut problems = self.unreplicated(leader, step);
+        if self.expected.decisions.get(step.0 as usize) != Some(&decision) {
+            problems.push(format!("3: step {} was decided as {decision:?}", step.0));
+        }
+        let high_water = self.checker.high_water();
+        match self.checker.log.get(&step) {
+            Some((first, by)) => {
+                if *first != decision {
+                    problems.push(format!(
+                        "3: step {} was decided as {first:?} in epoch {} and as {decision:?} in {}",
+                        step.0, by.0, epoch.0
+                    ));
+                }
+                // A step below the mark that this leader found when it was elected is only decided again after a rollback.
+                let declared = self
+                    .checker
+                    .rollbacks
+                    .get(&epoch)
+                    .is_some_and(|to| *to <= step);
+                let found = self.checker.elections.get(&epoch).copied();
+                if found.is_some_and(|mark| step < mark) && !declared {
+                    problems.push(format!(
+                        "4: epoch {} decided step {} again without a rollback",
+                        epoch.0, step.0
+                    ));
+                }
+            }
+            None => {
+                if step != high_water {
+                    problems.push(format!(
+                        "4: step {} was decided when {} were",
+                        step.0, high_water.0
+                    ));
+                }
+                self.checker.log.insert(step, (decision, epoch));
+            }
+        }
+        for problem in problems {
+            self.violate(problem);
+        }
+    }
+
+    /// Invariant 2: replicas of the leader's view that do not hold the step, and missing replicas that were not declared.
+    fn unreplicated(&self, leader: &Coordinator<Toy>, step: Step) -> Vec<String> {
+        let Some(view) = leader.view() else {
+            return vec![format!("2: step {} was decided without a view", step.0)];
+        };
+        let declared = self.checker.degraded.get(&leader.epoch());
+        let mut problems = Vec::new();
+        for (block, placement) in (0..).zip(&view.placements) {
+            let mut count = 0;
+            for member in placement.replicas() {
+                count += 1;
+                let held = self.checker.held.get(&(member, view.lineage, block));
+                if held.is_none_or(|held| *held <= step.0) {
+                    problems.push(format!(
+                        "2: step {} was decided before {member} held block {block}",
+                        step.0
+                    ));
+                }
+            }
+            let is_declared = declared.is_some_and(|blocks| blocks.contains(&block));
+            if count < self.scenario.replication && !is_declared {
+                problems.push(format!(
+                    "2: step {} was decided with {count} replicas of block {block}, undeclared",
+                    step.0
+                ));
+            }
+        }
+        problems
+    }
+
+    /// A checkpoint is loaded only if it is committed. If that, or making initial weights, gives up decided steps, a rollback declares it.
+    pub(crate) fn check_load(&mut self, lineage: Lineage, version: Step) {
+        if version.0 > 0 && !self.store.is_committed(version) {
+            self.violate(format!("5: checkpoint {} is not committed", version.0));
+        }
+        let epoch = Epoch(lineage.0 >> 20);
+        let known = self.checker.elections.get(&epoch).copied();
+        let mark = known.unwrap_or_default().min(self.checker.high_water());
+        if version < mark && !self.checker.restored.contains(&lineage) {
+            self.violate(format!(
+                "4: version {} was loaded without a declared rollback from {}",
+                version.0, mark.0
+            ));
+        }
+    }
+
+    pub(crate) fn check_evaluation(&mut self, version: Step, loss: f64, tokens: u64) {
+        let expected = self.expected.evaluations.get(version.0 as usize).copied();
+        if expected != Some((loss, tokens)) {
+            self.violate(format!(
+                "1: evaluation of version {} gave {loss} over {tokens}, not {expected:?}",
+                version.0
+            ));
+        }
+        self.checker.evaluated.insert(version, (loss, tokens));
+    }
+
+    /// The end: everything is decided, evaluated and committed, and the result is the undisturbed one.
+    pub(crate) fn check_end(&mut self) {
+        let last = Step(self.scenario.num_steps);
+        if self.checker.high_water() != last || self.checker.log.len() as u64 != last.0 {
+            self.violate(format!("6: finished; {}", self.checker.progress()));
+        }
+        let every = self.scenario.evaluate_every;
+        for version in (0..=last.0).map(Step) {
+            let is_due = every > 0 && (version == last || version.0.is_multiple_of(every));
+            if is_due != self.checker.evaluated.contains_key(&version) {
+                self.violate(format!("6: evaluation of version {}", version.0));
+            }
+        }
+        let found: Vec<u64> = self.store.checkpoint(last).into_values().collect();
+        if found != self.expected.states[last.0 as usize] {
+            self.violate("the final digest differs".to_owned());
+        }
+        debug_assert!(
+            self.actors
+                .iter()
+                .all(|actor| actor.over || actor.member.role == Role::Coordinator)
+        );
+    }
+}

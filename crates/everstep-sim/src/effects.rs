@@ -1,0 +1,379 @@
+//! The shells: they feed events to machines and carry out effects, as the real actors do.
+
+use everstep_protocol::coordinator::{
+    Effect as CoordinatorEffect, Event as CoordinatorEvent, Note,
+};
+use everstep_protocol::shard::{Effect as ShardEffect, Event as ShardEvent};
+use everstep_protocol::worker::{Effect as WorkerEffect, Event as WorkerEvent};
+use everstep_protocol::{Epoch, Message, Role, Task};
+
+use crate::outcome::Recovery;
+use crate::scenario::{Fault, RESEND_MS};
+use crate::store::Write;
+use crate::toy::{Toy, evaluate, slot_gradient};
+use crate::world::{Happening, Local, Machine, World};
+
+/// How often a coordinator's shell looks whether somebody leads.
+const CAMPAIGN_MS: u64 = 40;
+/// A standby that has not heard of a leader for this long tries to win an epoch.
+const SILENCE_MS: u64 = 5 * RESEND_MS;
+
+#[derive(Debug)]
+enum Effect {
+    Coordinator(CoordinatorEffect<Toy>),
+    Shard(ShardEffect<Toy>),
+    Worker(WorkerEffect<Toy>),
+}
+
+impl World<'_> {
+    /// Feeds an event to an actor's machine and carries out what it wants done.
+    pub(crate) fn local(&mut self, actor: usize, event: Local) {
+        let event = match event {
+            Local::Campaign => return self.campaign(actor),
+            Local::Device => match self.device_done(actor) {
+                Some(event) => Local::Worker(event),
+                None => return,
+            },
+            other => other,
+        };
+        let now_ms = self.now_ms;
+        let effects = match (&mut self.actors[actor].machine, event) {
+            (Some(Machine::Coordinator(_)), Local::Start) => {
+                self.campaign(actor);
+                Vec::new()
+            }
+            (Some(Machine::Coordinator(machine)), Local::Wake) => wrap(
+                machine.handle(now_ms, CoordinatorEvent::Tick),
+                Effect::Coordinator,
+            ),
+            (Some(Machine::Coordinator(machine)), Local::Coordinator(event)) => {
+                wrap(machine.handle(now_ms, event), Effect::Coordinator)
+            }
+            (Some(Machine::Shard(machine)), Local::Start) => {
+                wrap(machine.handle(now_ms, ShardEvent::Started), Effect::Shard)
+            }
+            (Some(Machine::Shard(machine)), Local::Wake) => {
+                wrap(machine.handle(now_ms, ShardEvent::Tick), Effect::Shard)
+            }
+            (Some(Machine::Shard(machine)), Local::Shard(event)) => {
+                wrap(machine.handle(now_ms, event), Effect::Shard)
+            }
+            (Some(Machine::Worker(machine)), Local::Start) => {
+                wrap(machine.handle(now_ms, WorkerEvent::Started), Effect::Worker)
+            }
+            (Some(Machine::Worker(machine)), Local::Wake) => {
+                wrap(machine.handle(now_ms, WorkerEvent::Tick), Effect::Worker)
+            }
+            (Some(Machine::Worker(machine)), Local::Worker(event)) => {
+                wrap(machine.handle(now_ms, event), Effect::Worker)
+            }
+            _ => return,
+        };
+        self.check_shard(actor);
+        let incarnation = self.actors[actor].member.incarnation;
+        let torn_at = if self.actors[actor].torn && !effects.is_empty() {
+            Some(self.random.below(effects.len() as u64 + 1) as usize)
+        } else {
+            None
+        };
+        for (index, effect) in effects.into_iter().enumerate() {
+            if torn_at == Some(index) {
+                break;
+            }
+            match effect {
+                Effect::Coordinator(effect) => self.coordinator_effect(actor, effect),
+                Effect::Shard(effect) => self.shard_effect(actor, effect),
+                Effect::Worker(effect) => self.worker_effect(actor, effect),
+            }
+            if self.outcome.violation.is_some() {
+                return;
+            }
+        }
+        if torn_at.is_some() {
+            self.count_fault(Fault::CrashMidway);
+            let host = self.actors[actor].host;
+            return self.crash(host);
+        }
+        self.arm(actor, incarnation);
+    }
+
+    /// Schedules the next wake-up of a machine.
+    fn arm(&mut self, actor: usize, incarnation: u64) {
+        let deadline_ms = match &self.actors[actor].machine {
+            Some(Machine::Coordinator(machine)) => machine.next_deadline_ms(),
+            Some(Machine::Shard(machine)) => machine.next_deadline_ms(),
+            Some(Machine::Worker(machine)) => machine.next_deadline_ms(),
+            None => None,
+        };
+        if deadline_ms == self.actors[actor].wake_ms {
+            return;
+        }
+        self.actors[actor].wake_ms = deadline_ms;
+        if let Some(deadline_ms) = deadline_ms {
+            self.schedule(
+                deadline_ms,
+                Happening::Local {
+                    actor,
+                    incarnation,
+                    event: Local::Wake,
+                },
+            );
+        }
+    }
+
+    /// The election: a coordinator that has heard of no leader for a while tries to create the next epoch in the store.
+    fn campaign(&mut self, actor: usize) {
+        let member = self.actors[actor].member;
+        let at_ms = self.after(CAMPAIGN_MS, CAMPAIGN_MS + 20);
+        self.schedule(
+            at_ms,
+            Happening::Local {
+                actor,
+                incarnation: member.incarnation,
+                event: Local::Campaign,
+            },
+        );
+        let Some(Machine::Coordinator(machine)) = &self.actors[actor].machine else {
+            return;
+        };
+        if machine.is_leading() {
+            self.actors[actor].heard_ms = self.now_ms;
+            return;
+        }
+        let patience_ms = SILENCE_MS + 60 * u64::from(member.index);
+        let first = self.store.epochs.is_empty();
+        let silent = self.now_ms >= self.actors[actor].heard_ms + patience_ms;
+        if self.actors[actor].campaigns || !(silent || first) {
+            return;
+        }
+        self.actors[actor].campaigns = true;
+        let epoch = self.store.epochs.last().copied().unwrap_or(0) + 1;
+        self.say(|| format!("{member} tries epoch {epoch}"));
+        self.begin(Write::Lease {
+            actor,
+            incarnation: member.incarnation,
+            epoch,
+        });
+    }
+
+    fn broadcast(&mut self, actor: usize, message: Message<Toy>, only: Option<Role>) {
+        for target in 0..self.actors.len() {
+            let to = self.actors[target].member;
+            if target != actor && only.is_none_or(|role| to.role == role) {
+                self.transmit(actor, to, message.clone());
+            }
+        }
+    }
+
+    fn coordinator_effect(&mut self, actor: usize, effect: CoordinatorEffect<Toy>) {
+        let member = self.actors[actor].member;
+        match effect {
+            CoordinatorEffect::Send { to, message } => return self.transmit(actor, to, message),
+            CoordinatorEffect::Broadcast { message } => {
+                return self.broadcast(actor, message, None);
+            }
+            _ => {}
+        }
+        self.say(|| format!("{member}: {effect:?}"));
+        match effect {
+            CoordinatorEffect::LogStep { step, decision } => {
+                self.check_decision(actor, step, decision);
+            }
+            CoordinatorEffect::LogEvaluation {
+                version,
+                loss,
+                tokens,
+            } => self.check_evaluation(version, loss, tokens),
+            CoordinatorEffect::CommitManifest { version, objects } => {
+                self.begin(Write::Manifest {
+                    actor,
+                    incarnation: member.incarnation,
+                    version,
+                    objects,
+                });
+            }
+            CoordinatorEffect::Note(note) => self.note(actor, note),
+            CoordinatorEffect::Finished => {
+                self.is_finished = true;
+                self.heal();
+            }
+            CoordinatorEffect::Deposed { .. } => {
+                self.count(Recovery::Deposed);
+                self.actors[actor].heard_ms = self.now_ms;
+            }
+            CoordinatorEffect::Send { .. } | CoordinatorEffect::Broadcast { .. } => {}
+        }
+    }
+
+    fn note(&mut self, actor: usize, note: Note) {
+        let epoch = match &self.actors[actor].machine {
+            Some(Machine::Coordinator(machine)) => machine.epoch(),
+            _ => Epoch(0),
+        };
+        match note {
+            Note::SlotsReassigned { slots, lost, .. } => {
+                self.outcome.slots_recomputed += slots.len() as u64;
+                self.count(if lost {
+                    Recovery::SlotsReleased
+                } else {
+                    Recovery::SlotsDoubled
+                });
+            }
+            Note::ShardPromoted { .. } => self.count(Recovery::ShardPromoted),
+            Note::BackupSeeded { .. } => self.count(Recovery::BackupSeeded),
+            Note::Degraded { blocks, .. } => {
+                self.checker.degraded.insert(epoch, blocks);
+                self.count(Recovery::Degraded);
+            }
+            Note::Resumed { step, .. } => {
+                if step.0 > 0 {
+                    self.count(Recovery::Resumed);
+                }
+            }
+            Note::Rollback { lineage, to, .. } => {
+                self.checker.rolled_back(epoch, lineage, to);
+                self.count(Recovery::Rollback);
+            }
+            Note::CheckpointAbandoned { .. } => self.count(Recovery::CheckpointAbandoned),
+            Note::CheckpointCommitted { .. } => self.count(Recovery::CheckpointCommitted),
+            Note::MemberJoined { .. } | Note::MemberLost { .. } => {}
+        }
+    }
+
+    /// The actor ends: for a new life, or because the run is over.
+    fn end(&mut self, actor: usize, over: bool) {
+        self.stop(actor);
+        if over {
+            self.actors[actor].over = true;
+        } else {
+            self.count(Recovery::Expelled);
+            let at_ms = self.after(5, 60);
+            self.schedule(at_ms, Happening::StartActor(actor));
+        }
+    }
+
+    fn shard_effect(&mut self, actor: usize, effect: ShardEffect<Toy>) {
+        let member = self.actors[actor].member;
+        let incarnation = member.incarnation;
+        match effect {
+            ShardEffect::Send { to, message } => self.transmit(actor, to, message),
+            ShardEffect::SendCoordinators { message } => {
+                self.broadcast(actor, message, Some(Role::Coordinator));
+            }
+            ShardEffect::Load {
+                lineage,
+                version,
+                blocks,
+            } => {
+                self.say(|| format!("{member} loads {blocks:?} at version {}", version.0));
+                self.check_load(lineage, version);
+                if version.0 > 0 {
+                    self.count(Recovery::CheckpointLoaded);
+                }
+                for block in blocks {
+                    self.begin(Write::Load {
+                        actor,
+                        incarnation,
+                        lineage,
+                        version,
+                        block,
+                    });
+                }
+            }
+            ShardEffect::Store { version, blocks } => {
+                self.say(|| format!("{member} stores {blocks:?} at version {}", version.0));
+                self.begin(Write::Object {
+                    actor,
+                    incarnation,
+                    version,
+                    blocks,
+                });
+            }
+            ShardEffect::Restart => self.end(actor, false),
+            ShardEffect::Finished => self.end(actor, true),
+        }
+    }
+
+    fn worker_effect(&mut self, actor: usize, effect: WorkerEffect<Toy>) {
+        let member = self.actors[actor].member;
+        match effect {
+            WorkerEffect::Send { to, message } => self.transmit(actor, to, message),
+            WorkerEffect::SendCoordinators { message } => {
+                self.broadcast(actor, message, Some(Role::Coordinator));
+            }
+            WorkerEffect::Prefetch { .. } => {}
+            WorkerEffect::LoadParameters {
+                version,
+                block,
+                parameters,
+            } => {
+                if self.actors[actor].running.is_some() {
+                    return self.violate(format!("{member} loads parameters while it computes"));
+                }
+                self.actors[actor].device[block as usize] = Some((version, parameters));
+            }
+            WorkerEffect::Compute { step, task } => {
+                self.say(|| format!("{member} computes {task:?} of step {}", step.0));
+                let mixed = self.actors[actor]
+                    .device
+                    .iter()
+                    .any(|block| block.is_none_or(|(version, _)| version != step));
+                if mixed || self.actors[actor].running.is_some() {
+                    return self.violate(format!("{member} computes on a mixed or busy device"));
+                }
+                self.actors[actor].running = Some((step, task));
+                let slow = self.is_chaos
+                    && member.index == 0
+                    && self.scenario.faults.contains(&Fault::SlowWorker);
+                let factor = if slow {
+                    self.count_fault(Fault::SlowWorker);
+                    40
+                } else {
+                    1
+                };
+                let at_ms = self.after(1, self.scenario.compute_max_ms * factor);
+                self.schedule(
+                    at_ms,
+                    Happening::Local {
+                        actor,
+                        incarnation: member.incarnation,
+                        event: Local::Device,
+                    },
+                );
+            }
+            WorkerEffect::Restart => self.end(actor, false),
+            WorkerEffect::Finished => self.end(actor, true),
+        }
+    }
+
+    /// The device's answer, from the parameters that are on it.
+    fn device_done(&mut self, actor: usize) -> Option<WorkerEvent<Toy>> {
+        let (step, task) = self.actors[actor].running.take()?;
+        let parameters: Vec<u64> = self.actors[actor]
+            .device
+            .iter()
+            .flatten()
+            .map(|(_, parameters)| *parameters)
+            .collect();
+        Some(match task {
+            Task::Slot(slot) => WorkerEvent::Computed {
+                step,
+                slot,
+                gradients: slot_gradient(&parameters, step, slot),
+            },
+            Task::Evaluate(chunk) => {
+                let (loss_sum, tokens) = evaluate(&parameters, step, chunk);
+                WorkerEvent::Evaluated {
+                    step,
+                    chunk,
+                    loss_sum,
+                    tokens,
+                }
+            }
+        })
+    }
+}
+
+fn wrap<E>(effects: Vec<E>, into: impl Fn(E) -> Effect) -> Vec<Effect> {
+    effects.into_iter().map(into).collect()
+}
