@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     let outcome = Workspace::locate().and_then(|workspace| match arguments.command {
         Command::Setup(options) => setup::run(&workspace, &options),
         Command::Test(options) => test::run(&workspace, &options),
-        Command::Sim(options) => sim::run(&options),
+        Command::Sim(options) => sim::run(&workspace, &options),
         Command::Demo(options) => demo::run(&workspace, &options),
     });
     match outcome {

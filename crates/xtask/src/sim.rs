@@ -1,25 +1,58 @@
 //! `cargo xtask sim`: the simulator over many seeds, or one seed with its trace.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
+
+use crate::process;
+use crate::workspace::Workspace;
 
 /// Options of `cargo xtask sim`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// How many seeds to try
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 2_000, value_name = "N")]
     seeds: u64,
-    /// Replay this one with its trace
-    #[arg(long, conflicts_with = "seeds")]
+    /// The first of them
+    #[arg(long, default_value_t = 0, value_name = "S")]
+    first: u64,
+    /// Replay this one, event by event
+    #[arg(long, conflicts_with_all = ["seeds", "first"], value_name = "S")]
     seed: Option<u64>,
+    /// Part of the command that a violation prints; one seed is always traced
+    #[arg(long, requires = "seed", hide = true)]
+    trace: bool,
 }
 
 impl Options {
+    /// The first `seeds` seeds.
     pub(crate) fn seeds(seeds: u64) -> Self {
-        Self { seeds, seed: None }
+        Self {
+            seeds,
+            first: 0,
+            seed: None,
+            trace: false,
+        }
     }
 }
 
-pub(crate) fn run(options: &Options) -> Result<()> {
-    bail!("{options:?}")
+/// Runs the simulator over all cores.
+///
+/// It is a program of its own, so that this one builds while the protocol does not, and runs as it was built for the tests:
+/// optimised, with overflow checks, and without a second build.
+///
+/// # Errors
+/// If an invariant did not hold for some seed.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    let mut command = process::cargo(workspace);
+    command.args(["run", "--locked", "--package", "everstep-sim", "--"]);
+    match options.seed {
+        Some(seed) => command.args(["--seed", &seed.to_string(), "--trace"]),
+        None => command.args([
+            "--seeds",
+            &options.seeds.to_string(),
+            "--first",
+            &options.first.to_string(),
+        ]),
+    };
+    process::run(&mut command)
 }

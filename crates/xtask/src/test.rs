@@ -44,7 +44,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         });
     }
     report.check("simulation", || {
-        sim::run(&sim::Options::seeds(options.sim_seeds))
+        sim::run(workspace, &sim::Options::seeds(options.sim_seeds))
     });
     report.check("clippy", || {
         cargo(&[
