@@ -306,7 +306,7 @@ pub enum Message<N: Numerics> {
         /// What the manifest says of the object.
         object: Vec<u8>,
     },
-    /// Leader to everybody: the run is over; processes may stop.
+    /// Leader to everybody: the last version is committed, the run is over and processes may stop. A fact, so it is taken from any epoch.
     Finish {
         /// The leader's epoch.
         epoch: Epoch,

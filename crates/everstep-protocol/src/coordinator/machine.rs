@@ -188,7 +188,7 @@ impl<N: Numerics> Coordinator<N> {
     }
 
     fn on_elected(&mut self, now_ms: u64, epoch: Epoch, checkpoint: Step, high_water: Step) {
-        if epoch <= self.epoch && self.is_leading() {
+        if self.phase == Phase::Finished || (epoch <= self.epoch && self.is_leading()) {
             return;
         }
         if epoch < self.seen {
@@ -246,6 +246,7 @@ impl<N: Numerics> Coordinator<N> {
 
     pub(super) fn finish(&mut self, now_ms: u64) {
         self.phase = Phase::Finished;
+        self.pulse.start(now_ms);
         self.announce(now_ms);
         self.out.push(Effect::Finished);
     }
@@ -276,12 +277,19 @@ impl<N: Numerics> Coordinator<N> {
     }
 
     fn on_message(&mut self, now_ms: u64, from: Member, message: Message<N>) {
-        if self.is_deposed_by(&message) || !self.is_leading() || from.role == Role::Coordinator {
+        if self.phase == Phase::Finished {
+            if from.role != Role::Coordinator {
+                let epoch = self.epoch;
+                self.send(from, Message::Finish { epoch });
+            }
             return;
         }
-        if self.phase == Phase::Finished {
-            let epoch = self.epoch;
-            return self.send(from, Message::Finish { epoch });
+        if from.role == Role::Coordinator && matches!(message, Message::Finish { .. }) {
+            // The last manifest is a fact of the store, whichever epoch committed it.
+            return self.finish(now_ms);
+        }
+        if self.is_deposed_by(&message) || !self.is_leading() || from.role == Role::Coordinator {
+            return;
         }
         if !self.admit(now_ms, from, &message) {
             return;

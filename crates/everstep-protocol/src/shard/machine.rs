@@ -142,12 +142,16 @@ impl<N: Numerics> Shard<N> {
         }
     }
 
-    pub(super) fn greet(&mut self, now_ms: u64) {
-        self.allegiance.greets(now_ms);
-        let message = Message::Hello {
+    fn hello(&self) -> Message<N> {
+        Message::Hello {
             epoch: self.allegiance.epoch(),
             status: self.status(),
-        };
+        }
+    }
+
+    pub(super) fn greet(&mut self, now_ms: u64) {
+        self.allegiance.greets(now_ms);
+        let message = self.hello();
         match self.allegiance.leader() {
             Some(leader) => self.send(leader, message),
             None => self.out.push(Effect::SendCoordinators { message }),
@@ -232,8 +236,17 @@ impl<N: Numerics> Shard<N> {
             Message::View(view) => view.epoch,
             _ => return,
         };
+        if matches!(message, Message::Finish { .. }) {
+            // The end is a fact of the store, whoever says it.
+            return self.end(Effect::Finished);
+        }
         let standing = self.allegiance.judge(from, epoch);
         if standing == Standing::Fenced {
+            if matches!(message, Message::Announce { .. }) {
+                // A leader that does not know it is deposed would keep others from standing for election.
+                let message = self.hello();
+                self.send(from, message);
+            }
             return;
         }
         match message {
@@ -244,7 +257,6 @@ impl<N: Numerics> Shard<N> {
                 return;
             }
             Message::Expelled { .. } => return self.end(Effect::Restart),
-            Message::Finish { .. } => return self.end(Effect::Finished),
             Message::View(view) => self.on_view(now_ms, view),
             Message::Decide {
                 lineage,

@@ -29,6 +29,8 @@ pub struct Worker<N: Numerics> {
     lineage: Lineage,
     /// The step of the lease.
     pub(super) step: Option<Step>,
+    /// Epoch of the leader that leased it. A later one may go on from an earlier step.
+    step_epoch: Epoch,
     /// Steps below are decided; their leases are late.
     floor: Step,
     /// All tasks of the step that were ever leased here.
@@ -56,6 +58,7 @@ impl<N: Numerics> Worker<N> {
             view: None,
             lineage: Lineage::default(),
             step: None,
+            step_epoch: Epoch::default(),
             floor: Step::default(),
             leased: BTreeSet::new(),
             queue: BTreeMap::new(),
@@ -146,12 +149,16 @@ impl<N: Numerics> Worker<N> {
         }
     }
 
-    fn greet(&mut self, now_ms: u64) {
-        self.allegiance.greets(now_ms);
-        let message = Message::Hello {
+    fn hello(&self) -> Message<N> {
+        Message::Hello {
             epoch: self.allegiance.epoch(),
             status: self.status(),
-        };
+        }
+    }
+
+    fn greet(&mut self, now_ms: u64) {
+        self.allegiance.greets(now_ms);
+        let message = self.hello();
         match self.allegiance.leader() {
             Some(leader) => self.send(leader, message),
             None => self.out.push(Effect::SendCoordinators { message }),
@@ -207,8 +214,17 @@ impl<N: Numerics> Worker<N> {
             Message::View(view) => view.epoch,
             _ => return,
         };
+        if matches!(message, Message::Finish { .. }) {
+            // The end is a fact of the store, whoever says it.
+            return self.end(Effect::Finished);
+        }
         let standing = self.allegiance.judge(from, epoch);
         if standing == Standing::Fenced {
+            if matches!(message, Message::Announce { .. }) {
+                // A leader that does not know it is deposed would keep others from standing for election.
+                let message = self.hello();
+                self.send(from, message);
+            }
             return;
         }
         match message {
@@ -219,7 +235,6 @@ impl<N: Numerics> Worker<N> {
                 return;
             }
             Message::Expelled { .. } => return self.end(Effect::Restart),
-            Message::Finish { .. } => return self.end(Effect::Finished),
             Message::View(view) => self.on_view(now_ms, view),
             Message::Lease {
                 epoch,
@@ -299,9 +314,14 @@ impl<N: Numerics> Worker<N> {
             .as_ref()
             .is_some_and(|view| view.epoch == epoch && view.lineage == lineage);
         // Without this leader's view nothing can be pulled or pushed; the leader says both again.
-        if !known || step < self.floor || self.step.is_some_and(|mine| step < mine) {
+        let is_late = step < self.floor
+            || self
+                .step
+                .is_some_and(|mine| step < mine && self.step_epoch == epoch);
+        if !known || is_late {
             return;
         }
+        self.step_epoch = epoch;
         if self.step != Some(step) {
             self.leave_step();
             self.step = Some(step);
