@@ -24,6 +24,7 @@
 mod block;
 mod checkpoint;
 mod machine;
+mod steps;
 mod views;
 
 pub use machine::Shard;

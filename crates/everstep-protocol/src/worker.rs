@@ -16,6 +16,7 @@
 mod held;
 mod machine;
 mod parameters;
+mod tasks;
 
 pub use machine::Worker;
 

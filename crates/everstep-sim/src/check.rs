@@ -6,9 +6,10 @@ use everstep_protocol::{
     BlockId, Coordinator, Decision, Epoch, Lineage, Member, Role, Status, Step,
 };
 
+use crate::process::Machine;
 use crate::scenario::Scenario;
 use crate::toy::Toy;
-use crate::world::{Machine, World};
+use crate::world::World;
 
 /// What was seen, by a witness that no fault touches.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub(crate) struct Checker {
     num_steps: u64,
     /// The metrics log: first decision and the epoch that logged it.
     log: BTreeMap<Step, (Decision, Epoch)>,
+    /// High-water mark of each coordinator's own log.
+    own_logs: BTreeMap<usize, Step>,
     /// High-water mark at each election.
     elections: BTreeMap<Epoch, Step>,
     /// Lowest version that an epoch declared a rollback to.
@@ -35,6 +38,7 @@ impl Checker {
         Self {
             num_steps: scenario.num_steps,
             log: BTreeMap::new(),
+            own_logs: BTreeMap::new(),
             elections: BTreeMap::new(),
             rollbacks: BTreeMap::new(),
             restored: BTreeSet::new(),
@@ -54,8 +58,17 @@ impl Checker {
             .unwrap_or_default()
     }
 
-    pub(crate) fn elected(&mut self, epoch: Epoch) {
-        self.elections.insert(epoch, self.high_water());
+    /// What a coordinator can tell of the high-water mark: of the shared log, or of its own.
+    pub(crate) fn mark_of(&self, actor: usize, shares_log: bool) -> Step {
+        if shares_log {
+            self.high_water()
+        } else {
+            self.own_logs.get(&actor).copied().unwrap_or_default()
+        }
+    }
+
+    pub(crate) fn elected(&mut self, epoch: Epoch, mark: Step) {
+        self.elections.insert(epoch, mark);
     }
 
     pub(crate) fn rolled_back(&mut self, epoch: Epoch, lineage: Lineage, to: Step) {
@@ -146,6 +159,8 @@ impl World<'_> {
         if self.expected.decisions.get(step.0 as usize) != Some(&decision) {
             problems.push(format!("3: step {} was decided as {decision:?}", step.0));
         }
+        let own = self.checker.own_logs.entry(actor).or_default();
+        *own = (*own).max(step.next());
         let high_water = self.checker.high_water();
         match self.checker.log.get(&step) {
             Some((first, by)) => {

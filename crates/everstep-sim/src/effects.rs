@@ -8,10 +8,11 @@ use everstep_protocol::worker::{Effect as WorkerEffect, Event as WorkerEvent};
 use everstep_protocol::{Epoch, Message, Role, Task};
 
 use crate::outcome::Recovery;
+use crate::process::Machine;
 use crate::scenario::{Fault, RESEND_MS};
 use crate::store::Write;
 use crate::toy::{Toy, evaluate, slot_gradient};
-use crate::world::{Happening, Local, Machine, World};
+use crate::world::{Happening, Local, World};
 
 /// How often a coordinator's shell looks whether somebody leads.
 const CAMPAIGN_MS: u64 = 40;

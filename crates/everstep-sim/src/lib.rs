@@ -21,6 +21,7 @@ mod effects;
 mod faults;
 mod network;
 mod outcome;
+mod process;
 mod scenario;
 mod store;
 pub mod toy;

@@ -114,6 +114,8 @@ pub struct Scenario {
     pub num_chunks: u32,
     /// Whether worker 0 and shard 0 share a process.
     pub colocated: bool,
+    /// Whether every coordinator reads the same metrics log; otherwise each knows only the steps that it logged itself.
+    pub shares_log: bool,
     /// Longest ordinary message delay.
     pub latency_max_ms: u64,
     /// Longest computation of one task on an ordinary worker.
@@ -189,6 +191,7 @@ impl Scenario {
             evaluate_every: pick(0, 4),
             num_chunks: pick(1, 5) as u32,
             colocated: pick(0, 3) == 0,
+            shares_log: pick(0, 3) != 0,
             latency_max_ms: pick(1, 10),
             compute_max_ms,
             store_max_ms: if faults.contains(&Fault::SlowStore) {

@@ -120,12 +120,13 @@ impl World<'_> {
                     self.actors[actor].campaigns = false;
                 }
                 if won {
+                    let high_water = self.checker.mark_of(actor, self.scenario.shares_log);
                     let event = CoordinatorEvent::Elected {
                         epoch: Epoch(epoch),
                         checkpoint: self.store.newest(),
-                        high_water: self.checker.high_water(),
+                        high_water,
                     };
-                    self.checker.elected(Epoch(epoch));
+                    self.checker.elected(Epoch(epoch), high_water);
                     let at_ms = self.after(0, 5);
                     self.schedule(
                         at_ms,

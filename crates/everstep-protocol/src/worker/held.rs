@@ -1,9 +1,11 @@
-//! A range of slots that a worker computes, then holds until its step is decided.
+//! Ranges of slots that a worker computes, delivers to every block's primary, and holds until their step is decided.
 
 use std::collections::BTreeSet;
 
-use crate::ids::{Member, SlotRange};
-use crate::message::Numerics;
+use super::Effect;
+use super::machine::Worker;
+use crate::ids::{BlockId, Member, SlotRange};
+use crate::message::{Message, Numerics};
 use crate::retry::Retry;
 use crate::tree::{Insertion, TreeSum};
 
@@ -25,6 +27,8 @@ pub(super) struct Held<N: Numerics> {
     /// The complete sums, by block; empty before.
     pub(super) sums: Vec<N::Gradient>,
     pub(super) deliveries: Vec<Delivery>,
+    /// Blocks whose current primary has not acknowledged it.
+    pub(super) num_waiting: usize,
     /// Whether the leader was told.
     pub(super) delivered: bool,
 }
@@ -41,6 +45,7 @@ impl<N: Numerics> Held<N> {
                     sent: None,
                 })
                 .collect(),
+            num_waiting: num_blocks as usize,
             delivered: false,
         }
     }
@@ -74,5 +79,96 @@ impl<N: Numerics> Held<N> {
             self.trees.clear();
         }
         complete
+    }
+}
+
+impl<N: Numerics> Worker<N> {
+    /// Sends complete ranges to primaries that have neither acknowledged them nor been asked lately.
+    pub(super) fn push(&mut self, now_ms: u64) {
+        let (Some(step), Some(view)) = (self.step, &self.view) else {
+            return;
+        };
+        for held in self.held.iter_mut().filter(|held| held.is_complete()) {
+            held.num_waiting = 0;
+            let blocks = held.deliveries.iter_mut().zip(&held.sums);
+            for ((block, (delivery, sum)), placement) in (0..).zip(blocks).zip(&view.placements) {
+                let primary = placement.primary;
+                if delivery.acked.contains(&primary) {
+                    continue;
+                }
+                held.num_waiting += 1;
+                match &mut delivery.sent {
+                    Some((to, retry)) if *to == primary => {
+                        if !retry.fires(now_ms) {
+                            continue;
+                        }
+                    }
+                    sent => {
+                        *sent = Some((primary, Retry::new(now_ms, self.config.resend_ms)));
+                    }
+                }
+                self.out.push(Effect::Send {
+                    to: primary,
+                    message: Message::Partial {
+                        lineage: self.lineage,
+                        step,
+                        range: held.range,
+                        block,
+                        gradient: sum.clone(),
+                    },
+                });
+            }
+        }
+        self.tell_delivered();
+    }
+
+    /// Tells the leader of ranges that every current primary has acknowledged.
+    fn tell_delivered(&mut self) {
+        let (Some(step), Some(view)) = (self.step, &self.view) else {
+            return;
+        };
+        let view = view.id();
+        let mut delivered = Vec::new();
+        for held in &mut self.held {
+            if held.num_waiting > 0 {
+                held.delivered = false;
+            } else if !held.delivered {
+                held.delivered = true;
+                delivered.push(held.range);
+            }
+        }
+        for range in delivered {
+            self.send_leader(Message::Delivered { view, step, range });
+        }
+    }
+
+    pub(super) fn on_partial_ack(
+        &mut self,
+        now_ms: u64,
+        from: Member,
+        range: SlotRange,
+        block: BlockId,
+    ) {
+        let index = block as usize;
+        let primary = self
+            .view
+            .as_ref()
+            .and_then(|view| view.placements.get(index))
+            .map(|placement| placement.primary);
+        for held in &mut self.held {
+            let Some(delivery) = held.deliveries.get_mut(index) else {
+                continue;
+            };
+            if held.range == range && held.trees.is_empty() {
+                if delivery.acked.insert(from) && Some(from) == primary {
+                    held.num_waiting = held.num_waiting.saturating_sub(1);
+                }
+            } else if let Some((to, retry)) = &mut delivery.sent
+                && *to == from
+            {
+                retry.postpone(now_ms);
+            }
+        }
+        self.tell_delivered();
     }
 }

@@ -1,4 +1,4 @@
-//! The worker's dispatch: leases in, computations out, ranges delivered.
+//! The worker's state and dispatch.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,41 +6,32 @@ use super::held::Held;
 use super::parameters::Device;
 use super::{Effect, Event, WorkerConfig};
 use crate::allegiance::{Allegiance, Standing};
-use crate::ids::{BlockId, Epoch, Lineage, Member, Role, SlotRange, Step};
+use crate::ids::{Epoch, Lineage, Member, Role, Step};
 use crate::message::{Message, Numerics, Status, Task, View};
-use crate::retry::{Pulse, Retry};
-use crate::tree::maximal_ranges;
-
-/// Evaluations come first: the leader's decision waits for them, and shards keep the version until then.
-fn order(task: Task) -> (bool, u32) {
-    match task {
-        Task::Evaluate(chunk) => (false, chunk),
-        Task::Slot(slot) => (true, slot),
-    }
-}
+use crate::retry::Pulse;
 
 /// The worker machine.
 #[derive(Debug)]
 pub struct Worker<N: Numerics> {
     pub(super) config: WorkerConfig,
-    numerics: N,
+    pub(super) numerics: N,
     allegiance: Allegiance,
     pub(super) view: Option<View>,
-    lineage: Lineage,
+    pub(super) lineage: Lineage,
     /// The step of the lease.
     pub(super) step: Option<Step>,
     /// Epoch of the leader that leased it. A later one may go on from an earlier step.
-    step_epoch: Epoch,
+    pub(super) step_epoch: Epoch,
     /// Steps below are decided; their leases are late.
-    floor: Step,
+    pub(super) floor: Step,
     /// All tasks of the step that were ever leased here.
-    leased: BTreeSet<(bool, u32)>,
+    pub(super) leased: BTreeSet<(bool, u32)>,
     /// Those that are not computed yet, in order.
-    queue: BTreeMap<(bool, u32), Task>,
-    in_flight: Option<(Step, Task)>,
+    pub(super) queue: BTreeMap<(bool, u32), Task>,
+    pub(super) in_flight: Option<(Step, Task)>,
     pub(super) device: Device<N>,
-    held: Vec<Held<N>>,
-    evaluated: BTreeMap<u32, (f64, u64)>,
+    pub(super) held: Vec<Held<N>>,
+    pub(super) evaluated: BTreeMap<u32, (f64, u64)>,
     pulse: Pulse,
     over: bool,
     pub(super) out: Vec<Effect<N>>,
@@ -143,7 +134,7 @@ impl<N: Numerics> Worker<N> {
         self.out.push(Effect::Send { to, message });
     }
 
-    fn send_leader(&mut self, message: Message<N>) {
+    pub(super) fn send_leader(&mut self, message: Message<N>) {
         if let Some(leader) = self.allegiance.leader() {
             self.send(leader, message);
         }
@@ -260,7 +251,7 @@ impl<N: Numerics> Worker<N> {
     }
 
     /// Forgets the step: it is decided, or belongs to another line.
-    fn leave_step(&mut self) {
+    pub(super) fn leave_step(&mut self) {
         self.step = None;
         self.leased.clear();
         self.queue.clear();
@@ -298,222 +289,6 @@ impl<N: Numerics> Worker<N> {
         self.device.retarget(&view);
         self.view = Some(view);
         self.pull(now_ms);
-        self.push(now_ms);
-    }
-
-    fn on_lease(
-        &mut self,
-        now_ms: u64,
-        epoch: Epoch,
-        lineage: Lineage,
-        step: Step,
-        tasks: Vec<Task>,
-    ) {
-        let known = self
-            .view
-            .as_ref()
-            .is_some_and(|view| view.epoch == epoch && view.lineage == lineage);
-        // Without this leader's view nothing can be pulled or pushed; the leader says both again.
-        let is_late = step < self.floor
-            || self
-                .step
-                .is_some_and(|mine| step < mine && self.step_epoch == epoch);
-        if !known || is_late {
-            return;
-        }
-        self.step_epoch = epoch;
-        if self.step != Some(step) {
-            self.leave_step();
-            self.step = Some(step);
-        }
-        let tasks: Vec<Task> = tasks
-            .into_iter()
-            .filter(|task| match task {
-                Task::Slot(slot) => *slot < self.config.num_slots,
-                Task::Evaluate(_) => true,
-            })
-            .collect();
-        let mut new: BTreeMap<(bool, u32), Task> = BTreeMap::new();
-        for task in &tasks {
-            if self.leased.insert(order(*task)) {
-                new.insert(order(*task), *task);
-            } else {
-                self.repeat(*task);
-            }
-        }
-        if !new.is_empty() {
-            let slots: Vec<u32> = new
-                .values()
-                .filter_map(|task| match task {
-                    Task::Slot(slot) => Some(*slot),
-                    Task::Evaluate(_) => None,
-                })
-                .collect();
-            let root = SlotRange::new(0, self.config.num_slots);
-            for range in maximal_ranges(root, &slots) {
-                self.held.push(Held::new(range, self.config.num_blocks));
-            }
-            self.out.push(Effect::Prefetch {
-                step,
-                tasks: new.values().copied().collect(),
-            });
-            self.queue.append(&mut new);
-        }
-        self.pull(now_ms);
-        self.push(now_ms);
-        self.next();
-    }
-
-    /// The leader asks for a task again: its answer was lost, or is still to come.
-    fn repeat(&mut self, task: Task) {
-        let Some(step) = self.step else {
-            return;
-        };
-        match task {
-            Task::Evaluate(chunk) => {
-                if let Some(&(loss_sum, tokens)) = self.evaluated.get(&chunk) {
-                    self.send_leader(Message::Evaluated {
-                        step,
-                        chunk,
-                        loss_sum,
-                        tokens,
-                    });
-                }
-            }
-            Task::Slot(slot) => {
-                for held in &mut self.held {
-                    if held.range.contains(slot) {
-                        held.delivered = false;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Starts the next computation when the device is free and has the step's parameters.
-    fn next(&mut self) {
-        let Some(step) = self.step else {
-            return;
-        };
-        if self.in_flight.is_some() {
-            return;
-        }
-        for (block, parameters) in self.device.load(step) {
-            self.out.push(Effect::LoadParameters {
-                version: step,
-                block,
-                parameters,
-            });
-        }
-        if !self.device.is_at(step) {
-            return;
-        }
-        if let Some((_, task)) = self.queue.pop_first() {
-            self.in_flight = Some((step, task));
-            self.out.push(Effect::Compute { step, task });
-        }
-    }
-
-    fn on_computed(&mut self, now_ms: u64, step: Step, slot: u32, gradients: Vec<N::Gradient>) {
-        if self.in_flight != Some((step, Task::Slot(slot))) {
-            return;
-        }
-        self.in_flight = None;
-        let complete = gradients.len() == self.config.num_blocks as usize;
-        if self.step == Some(step) && complete {
-            let held = self.held.iter_mut().find(|held| held.range.contains(slot));
-            if let Some(held) = held
-                && held.add(&self.numerics, slot, gradients)
-            {
-                self.push(now_ms);
-            }
-        }
-        self.next();
-    }
-
-    fn on_evaluated(&mut self, step: Step, chunk: u32, loss_sum: f64, tokens: u64) {
-        if self.in_flight != Some((step, Task::Evaluate(chunk))) {
-            return;
-        }
-        self.in_flight = None;
-        if self.step == Some(step) {
-            self.evaluated.insert(chunk, (loss_sum, tokens));
-            self.send_leader(Message::Evaluated {
-                step,
-                chunk,
-                loss_sum,
-                tokens,
-            });
-        }
-        self.next();
-    }
-
-    /// Sends complete ranges to primaries that have neither acknowledged them nor been asked lately.
-    fn push(&mut self, now_ms: u64) {
-        let (Some(step), Some(view)) = (self.step, &self.view) else {
-            return;
-        };
-        let view_id = view.id();
-        let mut delivered = Vec::new();
-        for held in self.held.iter_mut().filter(|held| held.is_complete()) {
-            let mut everywhere = true;
-            let blocks = held.deliveries.iter_mut().zip(&held.sums);
-            for ((block, (delivery, sum)), placement) in (0..).zip(blocks).zip(&view.placements) {
-                let primary = placement.primary;
-                if delivery.acked.contains(&primary) {
-                    continue;
-                }
-                everywhere = false;
-                match &mut delivery.sent {
-                    Some((to, retry)) if *to == primary => {
-                        if !retry.fires(now_ms) {
-                            continue;
-                        }
-                    }
-                    sent => {
-                        *sent = Some((primary, Retry::new(now_ms, self.config.resend_ms)));
-                    }
-                }
-                self.out.push(Effect::Send {
-                    to: primary,
-                    message: Message::Partial {
-                        lineage: self.lineage,
-                        step,
-                        range: held.range,
-                        block,
-                        gradient: sum.clone(),
-                    },
-                });
-            }
-            if everywhere && !held.delivered {
-                held.delivered = true;
-                delivered.push(held.range);
-            } else if !everywhere {
-                held.delivered = false;
-            }
-        }
-        for range in delivered {
-            self.send_leader(Message::Delivered {
-                view: view_id,
-                step,
-                range,
-            });
-        }
-    }
-
-    fn on_partial_ack(&mut self, now_ms: u64, from: Member, range: SlotRange, block: BlockId) {
-        for held in &mut self.held {
-            let Some(delivery) = held.deliveries.get_mut(block as usize) else {
-                continue;
-            };
-            if held.range == range {
-                delivery.acked.insert(from);
-            } else if let Some((to, retry)) = &mut delivery.sent
-                && *to == from
-            {
-                retry.postpone(now_ms);
-            }
-        }
         self.push(now_ms);
     }
 }

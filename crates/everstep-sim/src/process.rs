@@ -1,0 +1,121 @@
+//! Processes and the lives of the actors in them.
+
+use everstep_protocol::coordinator::CoordinatorConfig;
+use everstep_protocol::shard::ShardConfig;
+use everstep_protocol::worker::WorkerConfig;
+use everstep_protocol::{Coordinator, Member, Role, Shard, Step, Task, Worker};
+
+use crate::scenario::{GATHER_MS, LEASE_MS, RESEND_MS};
+use crate::toy::Toy;
+use crate::world::{Happening, Local, World};
+
+/// A machine in its actor.
+#[derive(Debug)]
+pub(crate) enum Machine {
+    Coordinator(Box<Coordinator<Toy>>),
+    Shard(Box<Shard<Toy>>),
+    Worker(Box<Worker<Toy>>),
+}
+
+/// One actor of the topology, through all its lives.
+#[derive(Debug)]
+pub(crate) struct Actor {
+    pub(crate) member: Member,
+    pub(crate) host: usize,
+    /// Absent while its process is down, or once it is over.
+    pub(crate) machine: Option<Machine>,
+    pub(crate) wake_ms: Option<u64>,
+    /// Whether it has been told that the run is over.
+    pub(crate) over: bool,
+    /// Worker: what is on the device, by block.
+    pub(crate) device: Vec<Option<(Step, u64)>>,
+    /// Worker: the running task.
+    pub(crate) running: Option<(Step, Task)>,
+    /// Coordinator: when it heard of a leader.
+    pub(crate) heard_ms: u64,
+    /// Coordinator: whether it is trying to win an epoch.
+    pub(crate) campaigns: bool,
+    /// It dies while it carries out its next effects.
+    pub(crate) torn: bool,
+}
+
+/// A process: actors that live and die together.
+#[derive(Debug, Default)]
+pub(crate) struct Host {
+    pub(crate) actors: Vec<usize>,
+    pub(crate) is_up: bool,
+    pub(crate) is_frozen: bool,
+    /// What happened to it while it stood still.
+    pub(crate) deferred: Vec<Happening>,
+}
+
+impl World<'_> {
+    /// A new life begins, with nothing but its number.
+    pub(crate) fn start(&mut self, actor: usize) {
+        if self.actors[actor].over {
+            return;
+        }
+        let scenario = &self.scenario;
+        let me = Member {
+            incarnation: self.actors[actor].member.incarnation + 1,
+            ..self.actors[actor].member
+        };
+        let machine = match me.role {
+            Role::Coordinator => Machine::Coordinator(Box::new(Coordinator::new(
+                CoordinatorConfig {
+                    num_slots: scenario.num_slots,
+                    num_blocks: scenario.num_blocks,
+                    num_steps: scenario.num_steps,
+                    replication: scenario.replication,
+                    checkpoint_every: scenario.checkpoint_every,
+                    evaluate_every: scenario.evaluate_every,
+                    num_evaluation_chunks: scenario.num_chunks,
+                    num_shards: scenario.num_shards,
+                    gather_ms: GATHER_MS,
+                    lease_ms: LEASE_MS,
+                    resend_ms: RESEND_MS,
+                },
+                me,
+                Toy,
+            ))),
+            Role::Shard => Machine::Shard(Box::new(Shard::new(
+                ShardConfig {
+                    me,
+                    num_slots: scenario.num_slots,
+                    num_blocks: scenario.num_blocks,
+                    resend_ms: RESEND_MS,
+                },
+                Toy,
+            ))),
+            Role::Worker => Machine::Worker(Box::new(Worker::new(
+                WorkerConfig {
+                    me,
+                    num_slots: scenario.num_slots,
+                    num_blocks: scenario.num_blocks,
+                    resend_ms: RESEND_MS,
+                },
+                Toy,
+            ))),
+        };
+        let num_blocks = scenario.num_blocks as usize;
+        let state = &mut self.actors[actor];
+        state.member = me;
+        state.machine = Some(machine);
+        state.wake_ms = None;
+        state.device = vec![None; num_blocks];
+        state.running = None;
+        state.heard_ms = self.now_ms;
+        state.campaigns = false;
+        state.torn = false;
+        self.say(|| format!("{me} starts"));
+        self.local(actor, Local::Start);
+    }
+
+    /// An actor's machine is gone.
+    pub(crate) fn stop(&mut self, actor: usize) {
+        let state = &mut self.actors[actor];
+        state.machine = None;
+        state.wake_ms = None;
+        state.running = None;
+    }
+}
