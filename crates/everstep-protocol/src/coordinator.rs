@@ -213,3 +213,6 @@ pub enum Note {
         version: Step,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@ pub mod message;
 pub mod random;
 mod retry;
 pub mod shard;
+#[cfg(test)]
+mod testing;
 pub mod tree;
 pub mod worker;
 

@@ -117,3 +117,6 @@ pub enum Effect<N: Numerics> {
     /// The run is over.
     Finished,
 }
+
+#[cfg(test)]
+mod tests;

@@ -115,3 +115,6 @@ pub enum Effect<N: Numerics> {
     /// The run is over.
     Finished,
 }
+
+#[cfg(test)]
+mod tests;

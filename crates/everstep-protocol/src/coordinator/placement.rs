@@ -188,3 +188,6 @@ pub fn degraded(placements: &[Placement], replication: u32) -> Option<(Vec<Block
     let fewest = short.iter().map(|(_, count)| *count).min()?;
     Some((short.iter().map(|(block, _)| *block).collect(), fewest))
 }
+
+#[cfg(test)]
+mod tests;

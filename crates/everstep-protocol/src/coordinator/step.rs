@@ -134,13 +134,11 @@ impl<N: Numerics> Coordinator<N> {
             applied: BTreeSet::new(),
             retry: Retry::new(now_ms, self.config.resend_ms),
         });
-        for member in self
-            .peers
-            .values()
-            .map(|peer| peer.member)
-            .collect::<Vec<_>>()
-        {
-            self.send_decision(member);
+        // Shards first: workers can do nothing before these have applied it.
+        for role in [Role::Shard, Role::Worker] {
+            for member in self.live(role) {
+                self.send_decision(member);
+            }
         }
     }
 
