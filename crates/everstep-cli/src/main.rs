@@ -1,1 +1,55 @@
-fn main() {}
+//! The `everstep` command.
+
+mod args;
+mod certs;
+mod digest;
+mod export;
+mod generate;
+mod node;
+mod progress;
+mod status;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Cli, Command};
+
+/// A user's mistake: one line, exit code 2, nothing half-written.
+#[derive(Debug)]
+pub(crate) struct UserError(pub(crate) String);
+
+impl std::fmt::Display for UserError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UserError {}
+
+/// Makes any error a user's mistake.
+pub(crate) fn user(error: impl std::fmt::Display) -> anyhow::Error {
+    UserError(error.to_string()).into()
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Train(args) => train::run(args),
+        Command::Process(args) => train::process(args),
+        Command::Node(args) => node::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Digest(args) => digest::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Certs(args) => certs::run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if error.is::<UserError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}

@@ -1,1 +1,33 @@
-//! Actors, supervision and the node agent; the only crate that knows ractor.
+//! Actors, supervision, node agent: the only crate that knows ractor.
+//!
+//! - `topology`: which roles live in which process, which processes on which node
+//! - `run`: what a run is, for every process of it
+//! - `process`: one process: its supervision tree and what its actors share
+//! - `actors`: thin shells around the protocol's machines
+//! - `router`, `wire`, `session`, `mesh`: how a message finds an actor, here or in another process
+//! - `agent`: the node agent, which keeps processes alive
+//! - `election`: who leads
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod actors;
+mod agent;
+mod election;
+mod mesh;
+mod message;
+mod notice;
+mod process;
+mod router;
+mod run;
+mod rundir;
+mod session;
+mod status;
+mod topology;
+mod wire;
+
+pub use agent::{Agent, AgentError, EXIT_USER_ERROR, RestartPolicy};
+pub use process::{ProcessError, run_process};
+pub use run::{RunContext, RunError, RunRequest};
+pub use rundir::RunDir;
+pub use status::{LeaderStatus, ProcessState, ProcessStatus, RunStatus, read as read_status, write_processes, write_single_process as write_single_process_status};
+pub use topology::{ActorAddress, ActorRole, Process, Topology, TopologyError};

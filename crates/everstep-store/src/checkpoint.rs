@@ -1,6 +1,6 @@
 //! Writing checkpoints: objects first, then the manifest, whose creation is the commit.
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
@@ -87,8 +87,9 @@ impl RunStore {
     pub async fn commit(&self, manifest: &CheckpointManifest) -> Result<Commit, StoreError> {
         let step = manifest.step;
         self.check_origin(manifest).await?;
-        futures::stream::iter(&manifest.objects)
-            .map(|object| self.check_size(step, object))
+        // Boxed and collected, so that the future of this method is `Send` for every lifetime of the manifest.
+        let checks: Vec<_> = manifest.objects.iter().map(|object| self.check_size(step, object).boxed()).collect();
+        futures::stream::iter(checks)
             .buffer_unordered(HEADS_IN_FLIGHT_MAX)
             .try_collect::<()>()
             .await?;

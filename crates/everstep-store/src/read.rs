@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
@@ -208,8 +208,9 @@ impl RunStore {
         &self,
         manifest: &CheckpointManifest,
     ) -> Result<Vec<Damage>, StoreError> {
-        let reasons: Vec<Option<DamageReason>> = futures::stream::iter(&manifest.objects)
-            .map(|object| self.verify_object(object))
+        // Boxed and collected, so that the future of this method is `Send` for every lifetime of the manifest.
+        let checks: Vec<_> = manifest.objects.iter().map(|object| self.verify_object(object).boxed()).collect();
+        let reasons: Vec<Option<DamageReason>> = futures::stream::iter(checks)
             .buffered(VERIFY_IN_FLIGHT_MAX)
             .try_collect()
             .await?;

@@ -1,0 +1,154 @@
+//! Command-line arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Trains language models on clusters that fail, without losing a step.
+#[derive(Debug, Parser)]
+#[command(name = "everstep", version, about)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train to the end, in the foreground; goes on where an existing run directory stands.
+    Train(TrainArgs),
+    /// Supervise the processes of one node of a topology.
+    Node(NodeArgs),
+    /// Show leader, step and processes of a run.
+    Status(RunArgs),
+    /// Show the digests of parameters and optimizer state at a committed step.
+    Digest(DigestArgs),
+    /// Write a committed step as a Hugging Face folder.
+    Export(ExportArgs),
+    /// Let the model continue a text.
+    Generate(GenerateArgs),
+    /// Make the cluster's certificates.
+    Certs(CertsArgs),
+    /// One process of a topology; started by `train` and `node`.
+    #[command(hide = true)]
+    Process(ProcessArgs),
+}
+
+/// Which run.
+#[derive(Debug, Args)]
+pub(crate) struct RunFileArgs {
+    /// The run file.
+    #[arg(value_name = "RUN.toml")]
+    pub(crate) run_file: PathBuf,
+    /// Which roles live in which process and on which node; the default is one process.
+    #[arg(long, value_name = "T.toml")]
+    pub(crate) topology: Option<PathBuf>,
+    /// Sets a field of the run file, for example `--set optimizer.lr=3e-4`.
+    #[arg(long = "set", value_name = "FIELD=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Where the run lives; the default is `runs/<name>`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) run: RunFileArgs,
+    /// Goes on although the device kind, libtorch version or kernel settings differ from those the run was started with;
+    /// the weights may then differ from the undisturbed run's.
+    #[arg(long)]
+    pub(crate) allow_other_platform: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    #[command(flatten)]
+    pub(crate) run: RunFileArgs,
+    /// The node of the topology that this machine is.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProcessArgs {
+    /// Where the run lives.
+    #[arg(long)]
+    pub(crate) run_dir: PathBuf,
+    /// Name of the process in the topology.
+    #[arg(long)]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Where the run lives.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DigestArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// A committed step; the default is the last one.
+    #[arg(long, value_name = "N")]
+    pub(crate) step: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Where the run lives.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+    /// A committed step; the default is the last one.
+    #[arg(long, value_name = "N")]
+    pub(crate) step: Option<u64>,
+    /// The folder to write; must not exist.
+    #[arg(value_name = "OUT")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// Where the run lives.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+    /// A committed step; the default is the last one.
+    #[arg(long, value_name = "N")]
+    pub(crate) step: Option<u64>,
+    /// The text to go on from.
+    #[arg(long, default_value = "\n")]
+    pub(crate) prompt: String,
+    /// Most tokens to generate.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) max_tokens: usize,
+    /// 0 takes the most likely token; higher is more varied.
+    #[arg(long, default_value_t = 0.8)]
+    pub(crate) temperature: f64,
+    /// Samples from the smallest set of tokens with at least this probability.
+    #[arg(long, default_value_t = 0.95)]
+    pub(crate) top_p: f64,
+    /// Samples from this many most likely tokens at most; 0 does not limit.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Samples of different seeds differ; the same seed gives the same text.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// How many samples.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) samples: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CertsArgs {
+    /// The topology whose processes get certificates.
+    #[arg(long, value_name = "T.toml")]
+    pub(crate) topology: PathBuf,
+    /// Folder for the authority and the certificates; an existing authority is used again.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}

@@ -1,0 +1,319 @@
+//! The coordinator actor: the protocol's coordinator, its election, and the logs of the run.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use everstep_optim::TrainingNumerics;
+use everstep_protocol::coordinator::{Effect, Event, Note};
+use everstep_protocol::{Coordinator, Decision, Epoch, Member, Message, Role, Step};
+use everstep_telemetry::names::{metric, span};
+use everstep_telemetry::{MetricsLog, StepMetrics, TensorBoard};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tracing::Span;
+
+use super::ActorArguments;
+use super::checkpointer::CheckpointerMessage;
+use crate::election;
+use crate::message::{ClusterMessage, Delivery, PeerEvent};
+use crate::process::{ProcessContext, process_life};
+use crate::router::member_of;
+use crate::status::LeaderStatus;
+use crate::topology::{ActorAddress, ActorRole};
+
+/// Leads the run, or stands by.
+pub(crate) struct CoordinatorActor;
+
+/// What the coordinator actor is told.
+#[derive(Debug)]
+pub(crate) enum CoordinatorMessage {
+    /// From another actor.
+    Delivery(Delivery),
+    /// From the transport or the node agent.
+    Peer(PeerEvent),
+    /// The election was won.
+    Elected {
+        /// The epoch.
+        epoch: u64,
+        /// Version of the newest intact checkpoint.
+        checkpoint: u64,
+    },
+    /// A manifest is committed.
+    ManifestCommitted(Step),
+    /// Time passed.
+    Tick,
+}
+
+pub(crate) struct CoordinatorState {
+    context: Arc<ProcessContext>,
+    address: ActorAddress,
+    me: Member,
+    machine: Coordinator<TrainingNumerics>,
+    epoch: Option<Epoch>,
+    /// When a leader was last heard, for the standby's patience.
+    leader_heard_ms: u64,
+    electing: bool,
+    members: BTreeSet<Member>,
+    metrics: MetricsLog,
+    tensorboard: TensorBoard,
+    step_started: Instant,
+    step_span: Span,
+    status_written_ms: u64,
+}
+
+impl Actor for CoordinatorActor {
+    type Msg = CoordinatorMessage;
+    type State = CoordinatorState;
+    type Arguments = ActorArguments;
+
+    async fn pre_start(&self, myself: ActorRef<CoordinatorMessage>, arguments: ActorArguments) -> Result<CoordinatorState, ActorProcessingErr> {
+        let ActorArguments { context, address } = arguments;
+        let me = Member { role: Role::Coordinator, index: address.index, incarnation: context.next_life() };
+        let machine = Coordinator::new(context.run.coordinator_config(), me, context.run.numerics.clone());
+        let metrics = MetricsLog::open(context.run_dir.metrics())?;
+        let tensorboard = TensorBoard::create(context.run_dir.tensorboard(), context.node())?;
+        let inbox = myself.clone();
+        context.router.register(address, me.incarnation, Arc::new(move |delivery| {
+            let _ = inbox.cast(CoordinatorMessage::Delivery(delivery));
+        }));
+        let peers = myself.clone();
+        context.router.listen(Arc::new(move |event| {
+            let _ = peers.cast(CoordinatorMessage::Peer(event));
+        }));
+        myself.send_interval(context.run.timing.tick(), || CoordinatorMessage::Tick);
+        let leader_heard_ms = context.now_ms();
+        let mut state = CoordinatorState {
+            context,
+            address,
+            me,
+            machine,
+            epoch: None,
+            leader_heard_ms,
+            electing: false,
+            members: BTreeSet::new(),
+            metrics,
+            tensorboard,
+            step_started: Instant::now(),
+            step_span: Span::none(),
+            status_written_ms: 0,
+        };
+        // The first coordinator of the topology does not wait for another one to lead.
+        if address.index == 0 {
+            state.elect(&myself);
+        }
+        tracing::info!(member = %me, "coordinator started");
+        Ok(state)
+    }
+
+    async fn handle(&self, myself: ActorRef<CoordinatorMessage>, message: CoordinatorMessage, state: &mut CoordinatorState) -> Result<(), ActorProcessingErr> {
+        match message {
+            CoordinatorMessage::Tick => state.tick(&myself),
+            CoordinatorMessage::Peer(event) => state.peer(&myself, event),
+            CoordinatorMessage::ManifestCommitted(version) => state.step(&myself, Event::ManifestCommitted { version }),
+            CoordinatorMessage::Elected { epoch, checkpoint } => {
+                state.electing = false;
+                state.epoch = Some(Epoch(epoch));
+                let high_water = Step(state.metrics.last_step().unwrap_or(0));
+                let (process, node) = (state.context.name().to_owned(), state.context.node().to_owned());
+                state.context.event(&everstep_telemetry::Event::LeaderElected { process, node, epoch, step: high_water.0 });
+                state.step(&myself, Event::Elected { epoch: Epoch(epoch), checkpoint: Step(checkpoint), high_water })
+            }
+            CoordinatorMessage::Delivery(Delivery { from, from_incarnation, message, trace }) => {
+                let (Some(from), ClusterMessage::Protocol(message)) = (member_of(from, from_incarnation), message) else {
+                    return Ok(());
+                };
+                if matches!(message, Message::Announce { .. }) {
+                    state.leader_heard_ms = state.context.now_ms();
+                }
+                state.members.insert(from);
+                let span = match &message {
+                    Message::Reduced { step, block, .. } => tracing::info_span!(span::DECIDE, step = step.0, block),
+                    _ => Span::none(),
+                };
+                trace.adopt(&span);
+                let _entered = span.enter();
+                state.step(&myself, Event::Message { from, message })
+            }
+        }
+    }
+}
+
+impl CoordinatorState {
+    fn elect(&mut self, myself: &ActorRef<CoordinatorMessage>) {
+        self.electing = true;
+        let (context, owner, reply) = (self.context.clone(), self.me.to_string(), myself.clone());
+        let at_least = self.machine.epoch().0;
+        tokio::spawn(async move {
+            let (epoch, checkpoint) = election::win(&context, &owner, at_least).await;
+            let _ = reply.cast(CoordinatorMessage::Elected { epoch, checkpoint });
+        });
+    }
+
+    fn tick(&mut self, myself: &ActorRef<CoordinatorMessage>) -> Result<(), ActorProcessingErr> {
+        let now_ms = self.context.now_ms();
+        let silent_ms = now_ms.saturating_sub(self.leader_heard_ms);
+        // Standbys take turns, so that two of them seldom race for one epoch.
+        let patience_ms = self.context.run.timing.leader_timeout_ms * (1 + u64::from(self.address.index));
+        if self.epoch.is_none() && !self.electing && silent_ms > patience_ms {
+            self.elect(myself);
+        }
+        self.step(myself, Event::Tick)?;
+        if self.epoch.is_some() && now_ms.saturating_sub(self.status_written_ms) >= 200 {
+            self.status_written_ms = now_ms;
+            self.write_status();
+        }
+        Ok(())
+    }
+
+    /// A process that is gone takes all its members along.
+    fn peer(&mut self, myself: &ActorRef<CoordinatorMessage>, event: PeerEvent) -> Result<(), ActorProcessingErr> {
+        let PeerEvent::Down { process, incarnation } = event else { return Ok(()) };
+        let router = self.context.router.clone();
+        let in_process = |member: &Member| {
+            let address = ActorAddress { role: member.role.into(), index: member.index };
+            router.process_of(address) == Some(process) && process_life(member.incarnation) == incarnation
+        };
+        let lost: Vec<Member> = self.members.iter().copied().filter(in_process).collect();
+        for member in lost {
+            self.members.remove(&member);
+            self.step(myself, Event::Lost { member })?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, myself: &ActorRef<CoordinatorMessage>, event: Event<TrainingNumerics>) -> Result<(), ActorProcessingErr> {
+        let effects = self.machine.handle(self.context.now_ms(), event);
+        for effect in effects {
+            self.perform(myself, effect)?;
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, myself: &ActorRef<CoordinatorMessage>, effect: Effect<TrainingNumerics>) -> Result<(), ActorProcessingErr> {
+        let from = (self.address, self.me.incarnation);
+        match effect {
+            Effect::Send { to, message } => {
+                // Leases start a step's trace; everything that follows from them continues it.
+                let entered = matches!(message, Message::Lease { .. }).then(|| self.step_span.clone().entered());
+                self.context.router.send_member(from, to, ClusterMessage::Protocol(message));
+                drop(entered);
+            }
+            Effect::Broadcast { message } => {
+                let router = &self.context.router;
+                for role in [ActorRole::Coordinator, ActorRole::Worker, ActorRole::Shard] {
+                    for to in router.actors(role).filter(|to| *to != self.address) {
+                        router.send(from, to, ClusterMessage::Protocol(message.clone()));
+                    }
+                }
+            }
+            Effect::LogStep { step, decision } => self.log_step(step, &decision)?,
+            Effect::LogEvaluation { version, loss, tokens } => {
+                let seconds = self.step_started.elapsed().as_secs_f64();
+                self.context.event(&everstep_telemetry::Event::Evaluation { step: version.0, loss, tokens, seconds });
+                self.tensorboard.scalars(version.0, SystemTime::now(), &[(metric::VALIDATION_LOSS.name, loss)])?;
+                tracing::info!(step = version.0, loss, "validation loss");
+            }
+            Effect::CommitManifest { version, objects } => {
+                let reply = myself.clone();
+                let committed = Box::new(move |version| {
+                    let _ = reply.cast(CoordinatorMessage::ManifestCommitted(version));
+                });
+                let epoch = self.epoch.unwrap_or_default().0;
+                self.context.checkpointer(CheckpointerMessage::Commit { epoch, version, objects, committed })?;
+            }
+            Effect::Note(note) => self.note(note),
+            Effect::Finished => {
+                self.write_status();
+                tracing::info!("the last step is committed");
+                self.context.finish();
+            }
+            Effect::Deposed { by } => {
+                tracing::warn!(epoch = by.0, "another coordinator leads");
+                return Err(format!("{} is deposed by epoch {}", self.me, by.0).into());
+            }
+        }
+        Ok(())
+    }
+
+    fn log_step(&mut self, step: Step, decision: &Decision) -> Result<(), ActorProcessingErr> {
+        let step_seconds = self.step_started.elapsed().as_secs_f64();
+        self.step_started = Instant::now();
+        self.step_span = tracing::info_span!(parent: None, span::STEP, step = step.0 + 1);
+        let metrics = StepMetrics {
+            // In logs a step is known by how many are committed with it, as checkpoints are.
+            step: step.0 + 1,
+            loss: decision.loss,
+            grad_norm: decision.gradient_norm,
+            lr: self.context.run.learning_rate(step),
+            tokens: decision.tokens,
+            tokens_per_second: decision.tokens as f64 / step_seconds.max(1e-9),
+            step_seconds,
+            time: String::new(),
+            validation_loss: None,
+        };
+        if self.metrics.append(&metrics)? {
+            self.tensorboard.step(&metrics)?;
+        }
+        if !decision.apply {
+            let epoch = self.epoch.unwrap_or_default().0;
+            let reason = "a gradient is not finite".to_owned();
+            self.context.event(&everstep_telemetry::Event::StepSkipped { step: step.0, epoch, reason });
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, note: Note) {
+        use everstep_telemetry::Event as Log;
+        let epoch = self.epoch.unwrap_or_default().0;
+        let step = self.machine.step().0;
+        tracing::info!(?note, "noted");
+        match note {
+            Note::MemberLost { member } => {
+                let address = ActorAddress { role: member.role.into(), index: member.index };
+                let (process, node) = self.context.whereabouts(address);
+                let roles = vec![address.role.name().to_owned()];
+                let reason = format!("{member} is gone");
+                self.context.event(&Log::ProcessLost { process, node, roles, step: Some(step), epoch: Some(epoch), reason });
+            }
+            Note::SlotsReassigned { step, slots, from, lost } => {
+                let reason = if lost { "its holder is gone" } else { "its holder is slow" };
+                for slot in slots {
+                    let (slot, from, to) = (u64::from(slot), from.to_string(), String::new());
+                    self.context.event(&Log::SlotReassigned { step: step.0, epoch, slot, from, to, reason: reason.to_owned() });
+                }
+            }
+            Note::ShardPromoted { member, blocks } => {
+                let (process, node) = self.context.whereabouts(ActorAddress { role: ActorRole::Shard, index: member.index });
+                let (first_block, num_blocks) = (blocks.first().copied().unwrap_or_default().into(), blocks.len() as u64);
+                let (from, view) = (String::new(), self.machine.view().map_or(0, |view| view.number));
+                self.context.event(&Log::ShardPromoted { process, node, from, first_block, num_blocks, step, epoch, view });
+            }
+            Note::BackupSeeded { member, blocks } => {
+                let (process, node) = self.context.whereabouts(ActorAddress { role: ActorRole::Shard, index: member.index });
+                let (first_block, num_blocks) = (blocks.first().copied().unwrap_or_default().into(), blocks.len() as u64);
+                let (source, bytes, seconds) = (String::new(), 0, 0.0);
+                self.context.event(&Log::BackupSeeded { process, node, source, first_block, num_blocks, step, epoch, bytes, seconds });
+            }
+            Note::Rollback { to, from, .. } => {
+                let reason = "no live replica holds every block".to_owned();
+                self.context.event(&Log::Rollback { from_step: from.0, to_step: to.0, epoch, reason });
+            }
+            Note::CheckpointAbandoned { version } => {
+                let reason = "a snapshot was lost with its shard".to_owned();
+                self.context.event(&Log::CheckpointAbandoned { step: version.0, epoch, reason });
+            }
+            Note::MemberJoined { .. } | Note::Degraded { .. } | Note::Resumed { .. } | Note::CheckpointCommitted { .. } => {}
+        }
+    }
+
+    fn write_status(&self) {
+        let status = LeaderStatus {
+            leader: self.context.name().to_owned(),
+            epoch: self.epoch.unwrap_or_default().0,
+            step: self.machine.step().0,
+        };
+        if let Err(error) = status.write(&self.context.run_dir) {
+            tracing::warn!(%error, "the status file cannot be written");
+        }
+    }
+}

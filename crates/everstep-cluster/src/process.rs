@@ -1,0 +1,266 @@
+//! One process: its supervision tree, and what its actors share.
+//!
+//! ```text
+//! supervisor (one_for_one, 20 restarts in 30 s, back-off 50 ms to 2 s; beyond that the process exits and its agent restarts it)
+//! ├─ checkpointer   permanent   object store; only where a shard or a coordinator lives
+//! ├─ mesh           permanent   QUIC endpoint and sessions; not in a topology of one process
+//! ├─ loader-N       permanent
+//! ├─ shard-N        permanent   a new life starts empty and is seeded
+//! ├─ worker-N       permanent   a new life has a new device thread
+//! └─ coordinator-N  permanent   a new life takes a new epoch
+//! ```
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use everstep_store::{Ledger, RunStore};
+use everstep_telemetry::{Event, EventLog};
+use everstep_transport::{Endpoint, Hello, Identity, TransportOptions};
+use ractor::{Actor, ActorRef};
+use ractor_supervisor::{ChildBackoffFn, ChildSpec, Restart, SpawnFn, Supervisor, SupervisorArguments, SupervisorOptions, SupervisorStrategy};
+use tokio::sync::watch;
+
+use crate::actors::{ActorArguments, Checkpointer, CheckpointerMessage, CoordinatorActor, Loader, ShardActor, WorkerActor};
+use crate::mesh::{Mesh, MeshArguments};
+use crate::router::Router;
+use crate::run::RunContext;
+use crate::rundir::RunDir;
+use crate::session::{self, Sessions};
+use crate::status::Life;
+use crate::topology::{ActorAddress, ActorRole};
+
+const MAX_RESTARTS: usize = 20;
+const RESTART_WINDOW: Duration = Duration::from_secs(30);
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// After the end of the run, the leader stays this long to tell everybody.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Bits of an incarnation that count restarts within a process.
+const LIFE_BITS: u32 = 16;
+
+/// The process's part of a member's incarnation.
+pub(crate) fn process_life(incarnation: u64) -> u64 {
+    incarnation >> LIFE_BITS
+}
+
+/// Why a process could not start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// Something that only the user can mend: certificates, a port in use.
+    #[error("{0}")]
+    User(String),
+    /// Something it needs is not there now.
+    #[error("{0}")]
+    Start(String),
+    /// An actor failed too often.
+    #[error("process {0}: its actors failed too often")]
+    Meltdown(String),
+}
+
+/// What the actors of a process share.
+pub(crate) struct ProcessContext {
+    pub(crate) run: Arc<RunContext>,
+    pub(crate) run_dir: RunDir,
+    pub(crate) router: Arc<Router>,
+    pub(crate) store: RunStore,
+    pub(crate) ledger: Ledger,
+    /// Number of this process in the topology.
+    pub(crate) process: u32,
+    /// Which life of the process this is.
+    pub(crate) incarnation: u64,
+    lives: AtomicU64,
+    events: EventLog,
+    started: Instant,
+    finished: watch::Sender<bool>,
+    checkpointer: Mutex<Option<ActorRef<CheckpointerMessage>>>,
+}
+
+impl std::fmt::Debug for ProcessContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProcessContext").field("name", &self.name()).field("incarnation", &self.incarnation).finish_non_exhaustive()
+    }
+}
+
+impl ProcessContext {
+    /// Milliseconds since the process started: the clock of the protocol's machines.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// The incarnation of an actor that starts now.
+    pub(crate) fn next_life(&self) -> u64 {
+        (self.incarnation << LIFE_BITS) | self.lives.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.run.topology.processes[self.process as usize].name
+    }
+
+    pub(crate) fn node(&self) -> &str {
+        &self.run.topology.processes[self.process as usize].node
+    }
+
+    /// Process and node of an actor.
+    pub(crate) fn whereabouts(&self, address: ActorAddress) -> (String, String) {
+        let process = self.router.process_of(address).map(|process| &self.run.topology.processes[process as usize]);
+        process.map_or_else(Default::default, |process| (process.name.clone(), process.node.clone()))
+    }
+
+    /// Appends to the event log; a log that cannot be written does not stop training.
+    pub(crate) fn event(&self, event: &Event) {
+        if let Err(error) = self.events.append(event) {
+            tracing::error!(%error, "an event could not be logged");
+        }
+    }
+
+    /// The run is over for this process.
+    pub(crate) fn finish(&self) {
+        self.finished.send_replace(true);
+    }
+
+    pub(crate) fn set_checkpointer(&self, actor: ActorRef<CheckpointerMessage>) {
+        *self.checkpointer.lock().unwrap_or_else(PoisonError::into_inner) = Some(actor);
+    }
+
+    /// Asks the checkpointer of this process for something.
+    pub(crate) fn checkpointer(&self, message: CheckpointerMessage) -> Result<(), String> {
+        let actor = self.checkpointer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let actor = actor.ok_or("the checkpointer has not started")?;
+        actor.cast(message).map_err(|error| format!("the checkpointer is restarting: {error}"))
+    }
+}
+
+/// Runs a process of the topology until the run is over.
+///
+/// # Errors
+/// It cannot start (certificates, port, ledger, store), or its actors fail too often.
+pub async fn run_process(run: Arc<RunContext>, run_dir: RunDir, process: u32) -> Result<(), ProcessError> {
+    let start = |error: &dyn std::fmt::Display| ProcessError::Start(error.to_string());
+    let user = |error: &dyn std::fmt::Display| ProcessError::User(error.to_string());
+    let spec = run.topology.processes[process as usize].clone();
+    let ledger = Ledger::open(&run_dir.ledger(&spec.name)).map_err(|e| start(&e))?;
+    let incarnation = ledger.next_incarnation().map_err(|e| start(&e))?;
+    ledger.bind_run(&run.identity).map_err(|e| start(&e))?;
+    Life { pid: std::process::id(), incarnation }.write(&run_dir, &spec.name).map_err(|e| start(&e))?;
+    let store = RunStore::open(&run.store_url(&run_dir), &run.config.run.name).map_err(|e| start(&e))?;
+    let events = EventLog::open(run_dir.events()).map_err(|e| start(&e))?;
+
+    let mut network = None;
+    if !run.topology.is_single_process() {
+        let identity = Identity::load(&run_dir.tls(), &spec.name).map_err(|e| user(&e))?;
+        let address = run.topology.address(process).ok_or_else(|| ProcessError::User(format!("host {} has no address", spec.host)))?;
+        let cookie = session::read_secret(&run_dir.tls()).map_err(|e| user(&e))?;
+        let hello = Hello { run_id: run.run_id, process, name: spec.name.clone(), incarnation };
+        let endpoint = Endpoint::bind(address, &identity, hello, TransportOptions::default()).map_err(|e| user(&e))?;
+        let sessions = Sessions::start(process, incarnation, &spec.name, cookie).await.map_err(|e| start(&e))?;
+        network = Some((endpoint, sessions));
+    }
+    let sessions = network.as_ref().map(|(_, sessions)| sessions.clone());
+    let router = Router::new(run.run_id, process, &run.topology, sessions.clone());
+    if let Some(sessions) = &sessions {
+        sessions.attach(&router);
+    }
+    let (finished, mut over) = watch::channel(false);
+    let context = Arc::new(ProcessContext {
+        run,
+        run_dir,
+        router,
+        store,
+        ledger,
+        process,
+        incarnation,
+        lives: AtomicU64::new(0),
+        events,
+        started: Instant::now(),
+        finished,
+        checkpointer: Mutex::new(None),
+    });
+    let roles: Vec<String> = spec.roles.iter().map(|role| role.name().to_owned()).collect();
+    context.event(&Event::ProcessStarted { process: spec.name.clone(), node: spec.node.clone(), pid: std::process::id(), roles, incarnation });
+
+    let options = SupervisorOptions {
+        strategy: SupervisorStrategy::OneForOne,
+        max_restarts: MAX_RESTARTS,
+        max_window: RESTART_WINDOW,
+        reset_after: Some(RESTART_WINDOW),
+    };
+    let arguments = SupervisorArguments { child_specs: children(&context, network.clone()), options };
+    let (supervisor, mut tree) = Supervisor::spawn(format!("{}/supervisor", spec.name), arguments).await.map_err(|e| start(&e))?;
+    let notices = crate::notice::listen(context.clone());
+    let outcome = tokio::select! {
+        _ = over.wait_for(|over| *over) => Ok(()),
+        _ = &mut tree => Err(ProcessError::Meltdown(spec.name.clone())),
+        () = notices => Err(ProcessError::Start("the node agent is gone".to_owned())),
+    };
+    if outcome.is_ok() && spec.roles.contains(&ActorRole::Coordinator) && network.is_some() {
+        farewell(&context).await;
+    }
+    supervisor.stop(None);
+    if let Some((endpoint, sessions)) = network {
+        sessions.stop();
+        endpoint.close().await;
+    }
+    outcome
+}
+
+/// Lets the others hear that the run is over.
+async fn farewell(context: &ProcessContext) {
+    let until = Instant::now() + FAREWELL;
+    let others = 0..context.run.topology.processes.len() as u32;
+    while Instant::now() < until && others.clone().any(|process| context.router.is_up(process)) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn children(context: &Arc<ProcessContext>, network: Option<(Endpoint, Sessions)>) -> Vec<ChildSpec> {
+    let mut specs = Vec::new();
+    let actors: Vec<ActorAddress> =
+        context.run.topology.actors().filter(|(_, process)| *process == context.process).map(|(address, _)| address).collect();
+    let stores = |address: &ActorAddress| matches!(address.role, ActorRole::Shard | ActorRole::Coordinator);
+    if let Some(address) = actors.iter().copied().find(stores) {
+        specs.push(child(context, "checkpointer", || Checkpointer, ActorArguments { context: context.clone(), address }));
+    }
+    if let Some((endpoint, sessions)) = network {
+        specs.push(child(context, "mesh", || Mesh, MeshArguments { context: context.clone(), endpoint, sessions }));
+    }
+    for role in [ActorRole::Loader, ActorRole::Shard, ActorRole::Worker, ActorRole::Coordinator] {
+        for address in actors.iter().copied().filter(|address| address.role == role) {
+            let name = format!("{}-{}", role.name(), address.index);
+            let arguments = ActorArguments { context: context.clone(), address };
+            specs.push(match role {
+                ActorRole::Loader => child(context, &name, || Loader, arguments),
+                ActorRole::Shard => child(context, &name, || ShardActor, arguments),
+                ActorRole::Worker => child(context, &name, || WorkerActor, arguments),
+                ActorRole::Coordinator => child(context, &name, || CoordinatorActor, arguments),
+            });
+        }
+    }
+    specs
+}
+
+fn child<A, F>(context: &ProcessContext, name: &str, actor: F, arguments: A::Arguments) -> ChildSpec
+where
+    A: Actor,
+    A::Arguments: Clone + Sync,
+    F: Fn() -> A + Clone + Send + Sync + 'static,
+{
+    let spawn = SpawnFn::new(move |supervisor, id| {
+        let (actor, arguments) = (actor(), arguments.clone());
+        async move {
+            let (started, _) = Supervisor::spawn_linked(id, actor, arguments, supervisor).await?;
+            Ok(started.get_cell())
+        }
+    });
+    ChildSpec {
+        id: format!("{}/{name}", context.name()),
+        restart: Restart::Permanent,
+        spawn_fn: spawn,
+        backoff_fn: Some(ChildBackoffFn::new(|_, restarts, _, _| {
+            let doubled = BACKOFF_FIRST.saturating_mul(1 << restarts.min(10) as u32);
+            Some(doubled.min(BACKOFF_MAX))
+        })),
+        reset_after: Some(RESTART_WINDOW),
+    }
+}

@@ -1,0 +1,303 @@
+//! What a run is, for every process of it: checked configuration, layout, numerics, dataset, identity.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use everstep_data::{Dataset, TokenBatch};
+use everstep_model::Model;
+use everstep_optim::{BlockState, Gradient, Layout, TrainingNumerics};
+use everstep_protocol::coordinator::CoordinatorConfig;
+use everstep_protocol::{BlockId, Step, Task};
+use everstep_store::{Digest, RunIdentity, RunStore};
+use everstep_telemetry::{MetricsLog, Telemetry};
+use everstep_torch::Platform;
+use everstep_train::{BatchSource, Election, Objective, Pretraining, PretrainingData, RunConfig, TrainError};
+
+use crate::rundir::RunDir;
+use crate::topology::{ActorRole, Topology, TopologyError};
+
+mod prepare;
+
+pub use prepare::RunRequest;
+
+/// What is wrong with a run: one line that names the file, the field and what is allowed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The run file.
+    #[error(transparent)]
+    Run(#[from] everstep_train::RunFileError),
+    /// The topology file.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] everstep_data::DataError),
+    /// The object store.
+    #[error(transparent)]
+    Store(#[from] everstep_store::StoreError),
+    /// Logs and traces.
+    #[error(transparent)]
+    Telemetry(#[from] everstep_telemetry::TelemetryError),
+    /// Certificates.
+    #[error(transparent)]
+    Certificates(#[from] everstep_transport::CertError),
+    /// Anything else that the user can mend.
+    #[error("{0}")]
+    User(String),
+}
+
+/// Periods of the cluster's protocol.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Unanswered messages are said again after this long.
+    pub resend_ms: u64,
+    /// A new leader waits this long for shards that have not said what they hold.
+    pub gather_ms: u64,
+    /// A standby runs for leadership when the leader was silent this long.
+    pub leader_timeout_ms: u64,
+    /// How often machines look at the clock.
+    pub tick_ms: u64,
+}
+
+impl Timing {
+    pub(crate) fn tick(&self) -> Duration {
+        Duration::from_millis(self.tick_ms)
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { resend_ms: 300, gather_ms: 5_000, leader_timeout_ms: 1_500, tick_ms: 50 }
+    }
+}
+
+/// One run, the same in every process.
+#[derive(Debug)]
+pub struct RunContext {
+    /// The checked run file.
+    pub config: RunConfig,
+    /// Which roles live where.
+    pub topology: Topology,
+    /// Identity of the run, as the store and the ledgers keep it.
+    pub identity: RunIdentity,
+    /// Short form of the identity, in every message header.
+    pub run_id: u64,
+    /// The arithmetic of the protocol.
+    pub numerics: TrainingNumerics,
+    /// Periods.
+    pub timing: Timing,
+    run_dir: RunDir,
+    data: PretrainingData,
+    objective: Pretraining,
+}
+
+impl RunContext {
+    /// Name of the run.
+    pub fn name(&self) -> &str {
+        &self.config.run.name
+    }
+
+    /// Where the run lives.
+    pub fn run_dir(&self) -> &RunDir {
+        &self.run_dir
+    }
+
+    /// Steps that this run takes before it stops.
+    pub fn num_steps(&self) -> u64 {
+        self.config.last_step()
+    }
+
+    /// Slots per step.
+    pub fn num_slots(&self) -> u32 {
+        self.config.batch.slots as u32
+    }
+
+    /// Blocks of the layout.
+    pub fn num_blocks(&self) -> u32 {
+        self.numerics.layout().num_blocks()
+    }
+
+    /// The layout of the parameters.
+    pub fn layout(&self) -> &Arc<Layout> {
+        self.numerics.layout()
+    }
+
+    /// The dataset.
+    pub fn dataset(&self) -> &Dataset {
+        self.data.dataset()
+    }
+
+    /// Learning rate of a step.
+    pub fn learning_rate(&self, step: Step) -> f64 {
+        self.numerics.config().learning_rate(step)
+    }
+
+    /// The last step in the metrics log.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub fn last_logged_step(&self) -> Result<Option<u64>, RunError> {
+        if !self.run_dir.metrics().exists() {
+            return Ok(None);
+        }
+        Ok(MetricsLog::open(self.run_dir.metrics())?.last_step())
+    }
+
+    /// URL of the object store.
+    pub fn store_url(&self, run_dir: &RunDir) -> String {
+        self.config.run.store.clone().unwrap_or_else(|| run_dir.default_store())
+    }
+
+    /// Opens the object store.
+    ///
+    /// # Errors
+    /// A URL that cannot be used.
+    pub fn open_store(&self) -> Result<RunStore, RunError> {
+        Ok(RunStore::open(&self.store_url(&self.run_dir), self.name())?)
+    }
+
+    /// `step`, or the last committed one.
+    ///
+    /// # Errors
+    /// It is not committed, or nothing is.
+    pub async fn committed_step(&self, store: &RunStore, step: Option<u64>) -> Result<u64, RunError> {
+        let committed = store.checkpoints().await?;
+        let list = || committed.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        match step {
+            None => committed.last().copied().ok_or_else(|| RunError::User(format!("{}: no step is committed yet", self.run_dir.path().display()))),
+            Some(step) if committed.contains(&step) => Ok(step),
+            Some(step) => Err(RunError::User(format!("--step: no checkpoint of step {step} is committed; there are: {}", list()))),
+        }
+    }
+
+    /// The master parameters of a committed step, in the layout's order.
+    ///
+    /// # Errors
+    /// The checkpoint is damaged or cannot be read.
+    pub async fn load_parameters(&self, store: &RunStore, step: u64) -> Result<Vec<f32>, RunError> {
+        let blocks: Vec<BlockId> = (0..self.num_blocks()).collect();
+        let mut values = vec![0.0; self.layout().num_elements()];
+        for state in store.load_blocks(step, &blocks).await? {
+            let block = self.layout().block(state.block);
+            if state.param.len() != block.len {
+                return Err(RunError::User(format!("checkpoint {step} is of another model: block {} has {} values, not {}", state.block, state.param.len(), block.len)));
+            }
+            values[block.offset..block.offset + block.len].copy_from_slice(&state.param);
+        }
+        Ok(values)
+    }
+
+    /// Starts telemetry for a process of the run.
+    ///
+    /// # Errors
+    /// The log cannot be opened, or a filter is not understood.
+    pub fn telemetry(&self, process: u32, _child: bool) -> Result<Telemetry, RunError> {
+        let process = &self.topology.processes[process as usize];
+        Ok(everstep_telemetry::init(everstep_telemetry::Options {
+            process: process.name.clone(),
+            node: process.node.clone(),
+            run_id: self.identity.digest().to_string(),
+            log_file: Some(self.run_dir.log(&process.name)),
+            ..Default::default()
+        })?)
+    }
+
+    pub(crate) fn is_static_election(&self) -> bool {
+        self.config.cluster.election == Election::Static
+    }
+
+    pub(crate) fn coordinator_config(&self) -> CoordinatorConfig {
+        let evaluation = &self.config.evaluation;
+        let chunks = if evaluation.every == 0 { 0 } else { self.data.num_evaluation_chunks() };
+        let num_shards = self.topology.count(ActorRole::Shard);
+        CoordinatorConfig {
+            num_slots: self.num_slots(),
+            num_blocks: self.num_blocks(),
+            num_steps: self.num_steps(),
+            replication: self.topology.cluster.replication.unwrap_or(self.config.cluster.replication).min(num_shards),
+            checkpoint_every: self.config.checkpoint.every,
+            evaluate_every: if chunks == 0 { 0 } else { evaluation.every },
+            num_evaluation_chunks: chunks as u32,
+            num_shards,
+            gather_ms: self.timing.gather_ms,
+            lease_ms: self.config.cluster.lease_ms,
+            resend_ms: self.timing.resend_ms,
+        }
+    }
+
+    pub(crate) fn checkpoint_metadata(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([("everstep".to_owned(), env!("CARGO_PKG_VERSION").to_owned())])
+    }
+
+    pub(crate) fn initial_state(&self, block: BlockId) -> BlockState {
+        self.numerics.initial_state(self.config.run.seed, block)
+    }
+
+    /// The tokens of a task: a pure function of the dataset, the seed and the task.
+    pub(crate) fn batch(&self, step: Step, task: Task) -> Result<TokenBatch, TrainError> {
+        match task {
+            Task::Slot(slot) => self.data.batch(step.0, slot as usize),
+            Task::Evaluate(chunk) => self.data.evaluation_batch(u64::from(chunk)),
+        }
+    }
+
+    /// A model on this process's device, without parameters yet.
+    ///
+    /// # Errors
+    /// The device is not there, or the model cannot be built.
+    pub fn build_model(&self) -> Result<Model, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        everstep_torch::load_cuda();
+        everstep_torch::pin_threads(self.threads()).map_err(|e| text(&e))?;
+        let device = everstep_torch::select_device(&self.config.compute.device).map_err(|e| text(&e))?;
+        let model = Model::new(&self.config.model, device, self.numerics.compute_dtype()).map_err(|e| text(&e))?;
+        model.with_z_loss(self.config.optimizer_extras().z_loss).map_err(|e| text(&e))
+    }
+
+    /// Intra-op threads of one worker.
+    pub(crate) fn threads(&self) -> usize {
+        self.config.compute.threads.unwrap_or_else(|| {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let workers = self.topology.count(ActorRole::Worker) as usize;
+            (cores / workers).max(1)
+        })
+    }
+
+    /// The gradient of a slot, by block.
+    pub(crate) fn gradient(&self, model: &mut Model, batch: &TokenBatch, step: Step, slot: u32) -> Result<Vec<Gradient>, TrainError> {
+        let gradient = self.objective.gradient(model, batch, step.0, slot as usize)?;
+        let block = |block: &everstep_optim::Block| {
+            let values = gradient.values[block.offset..block.offset + block.len].to_vec();
+            Gradient::new(values, gradient.loss_sum, gradient.tokens)
+        };
+        Ok(self.layout().blocks().iter().map(block).collect())
+    }
+
+    /// Sum of token losses of a validation chunk, and its number of targets.
+    pub(crate) fn evaluate(&self, model: &Model, batch: &TokenBatch) -> Result<(f64, u64), TrainError> {
+        let sums = self.objective.evaluate(model, batch)?;
+        Ok((sums.loss_sum, sums.tokens))
+    }
+
+    /// What a strict run must find again.
+    fn environment(platform: &Platform) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            ("device_kind".to_owned(), format!("{:?}", platform.device_kind)),
+            ("libtorch_version".to_owned(), platform.libtorch_version.clone()),
+            ("instructions".to_owned(), platform.instructions.clone()),
+        ])
+    }
+}
+
+/// Short form of a digest.
+fn short(digest: Digest) -> u64 {
+    let hex = digest.to_string();
+    u64::from_str_radix(&hex[..16], 16).unwrap_or_default()
+}
+
+/// A path, absolute from the current folder on.
+fn absolute(path: &std::path::Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}

@@ -1,0 +1,160 @@
+//! What `everstep status` shows: small files, replaced whole, written by the leader and by each node's agent.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::rundir::RunDir;
+use crate::topology::Topology;
+
+/// Written by the leader.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LeaderStatus {
+    /// Name of the leading process.
+    pub leader: String,
+    /// Its epoch.
+    pub epoch: u64,
+    /// The step in work: the number of steps committed.
+    pub step: u64,
+}
+
+/// State of a process as its agent sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessState {
+    /// Alive.
+    Running,
+    /// Dead, waiting for its restart.
+    Restarting,
+    /// Ended as it should.
+    Exited,
+    /// Restarted too often; its agent gave up.
+    Failed,
+}
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// Name.
+    pub name: String,
+    /// Node.
+    pub node: String,
+    /// Roles.
+    pub roles: Vec<String>,
+    /// Process id, if alive.
+    pub pid: Option<u32>,
+    /// State.
+    pub state: ProcessState,
+    /// Restarts since the run was started.
+    pub restarts: u32,
+}
+
+/// Everything that is known of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunStatus {
+    /// The leader, if any wrote.
+    #[serde(flatten)]
+    pub leader: LeaderStatus,
+    /// All processes.
+    pub processes: Vec<ProcessStatus>,
+}
+
+impl LeaderStatus {
+    /// Replaces the leader's file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, run_dir: &RunDir) -> std::io::Result<()> {
+        replace(&run_dir.status().join("leader.json"), self)
+    }
+}
+
+/// Replaces the file of a node's agent.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_processes(run_dir: &RunDir, node: &str, processes: &[ProcessStatus]) -> std::io::Result<()> {
+    replace(&run_dir.status().join(format!("node-{node}.json")), &processes)
+}
+
+/// Writes the status of a topology's only process, which has no agent: this one.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_single_process(run_dir: &RunDir, topology: &Topology) -> std::io::Result<()> {
+    let process = &topology.processes[0];
+    let status = ProcessStatus {
+        name: process.name.clone(),
+        node: process.node.clone(),
+        roles: process.roles.iter().map(|role| role.name().to_owned()).collect(),
+        pid: Some(std::process::id()),
+        state: ProcessState::Running,
+        restarts: 0,
+    };
+    write_processes(run_dir, &process.node, &[status])
+}
+
+/// Reads what is known; a process whose agent died with it is shown by what the system says of its pid.
+///
+/// # Errors
+/// There is no run in `run_dir`, or a file is not what it should be.
+pub fn read(run_dir: &RunDir) -> std::io::Result<RunStatus> {
+    let folder = run_dir.status();
+    let leader = match fs::read(folder.join("leader.json")) {
+        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => LeaderStatus::default(),
+        Err(error) => return Err(error),
+    };
+    let mut processes: Vec<ProcessStatus> = Vec::new();
+    let mut files: Vec<_> = fs::read_dir(&folder)?.collect::<Result<_, _>>()?;
+    files.sort_by_key(fs::DirEntry::file_name);
+    for file in files {
+        let name = file.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("node-") && name.ends_with(".json") {
+            processes.extend(serde_json::from_slice::<Vec<ProcessStatus>>(&fs::read(file.path())?)?);
+        }
+    }
+    for process in &mut processes {
+        if process.state == ProcessState::Running && !process.pid.is_some_and(is_alive) {
+            process.state = ProcessState::Exited;
+            process.pid = None;
+        }
+    }
+    Ok(RunStatus { leader, processes })
+}
+
+fn is_alive(pid: u32) -> bool {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), None).is_ok()
+}
+
+fn replace<T: Serialize + ?Sized>(path: &Path, value: &T) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec_pretty(value)?)?;
+    fs::rename(&temporary, path)
+}
+
+/// Which life of a process runs under which pid; written by the process itself, read by its agent when it exits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Life {
+    pub(crate) pid: u32,
+    pub(crate) incarnation: u64,
+}
+
+impl Life {
+    /// Replaces the file of process `name`.
+    pub(crate) fn write(&self, run_dir: &RunDir, name: &str) -> std::io::Result<()> {
+        replace(&run_dir.status().join(format!("life-{name}.json")), self)
+    }
+
+    /// The last life that process `name` wrote down.
+    pub(crate) fn read(run_dir: &RunDir, name: &str) -> Option<Self> {
+        let bytes = fs::read(run_dir.status().join(format!("life-{name}.json"))).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+}

@@ -1,0 +1,400 @@
+//! The topology file: which roles live in which process, which processes on which node.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use everstep_protocol::Role;
+use serde::{Deserialize, Serialize};
+
+/// What is wrong with a topology file; one line that names the file, the field and what is allowed.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    /// The file cannot be read.
+    #[error("{file}: cannot be read: {source}")]
+    Read {
+        /// The file.
+        file: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, or a field that does not exist.
+    #[error("{file}: {message}")]
+    Parse {
+        /// The file.
+        file: String,
+        /// What the parser says, in one line.
+        message: String,
+    },
+    /// A field's value is not allowed.
+    #[error("{file}: {field}: {message}")]
+    Field {
+        /// The file.
+        file: String,
+        /// The field.
+        field: String,
+        /// What is allowed.
+        message: String,
+    },
+}
+
+/// What an actor of a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActorRole {
+    /// Leads or stands by.
+    Coordinator,
+    /// Serves batches.
+    Loader,
+    /// Computes slots on one device.
+    Worker,
+    /// Owns replicas of blocks.
+    Shard,
+}
+
+impl ActorRole {
+    /// The role in the step protocol; loaders have none.
+    pub fn protocol(self) -> Option<Role> {
+        match self {
+            ActorRole::Coordinator => Some(Role::Coordinator),
+            ActorRole::Worker => Some(Role::Worker),
+            ActorRole::Shard => Some(Role::Shard),
+            ActorRole::Loader => None,
+        }
+    }
+
+    /// The role's name, as in topology files.
+    pub fn name(self) -> &'static str {
+        match self {
+            ActorRole::Coordinator => "coordinator",
+            ActorRole::Loader => "loader",
+            ActorRole::Worker => "worker",
+            ActorRole::Shard => "shard",
+        }
+    }
+}
+
+impl From<Role> for ActorRole {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Coordinator => ActorRole::Coordinator,
+            Role::Worker => ActorRole::Worker,
+            Role::Shard => ActorRole::Shard,
+        }
+    }
+}
+
+/// Where an actor lives, whatever its incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ActorAddress {
+    /// What it does.
+    pub role: ActorRole,
+    /// Its number among the actors of its role.
+    pub index: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTopology {
+    node: Vec<RawNode>,
+    process: Vec<RawProcess>,
+    #[serde(default)]
+    cluster: ClusterOverrides,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNode {
+    name: String,
+    #[serde(default = "loopback")]
+    host: String,
+}
+
+fn loopback() -> String {
+    "127.0.0.1".to_owned()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawProcess {
+    name: String,
+    node: String,
+    roles: Vec<ActorRole>,
+    #[serde(default)]
+    port: u16,
+    #[serde(default)]
+    count: Option<u32>,
+}
+
+/// What a topology may set of the run file's `[cluster]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterOverrides {
+    /// Replicas per block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication: Option<u32>,
+}
+
+/// One process of the topology.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its name: log file, certificate, status.
+    pub name: String,
+    /// The node it runs on.
+    pub node: String,
+    /// Host name or address of the node.
+    pub host: String,
+    /// UDP port of its QUIC endpoint; 0 until resolved.
+    pub port: u16,
+    /// Its actors.
+    pub roles: Vec<ActorRole>,
+}
+
+/// A checked topology.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Topology {
+    /// Processes, in the order of the file; a process's number is its place here.
+    pub processes: Vec<Process>,
+    /// Overrides of the run file.
+    pub cluster: ClusterOverrides,
+    /// The file it was read from, for messages.
+    pub file: PathBuf,
+}
+
+impl Topology {
+    /// The default: everything in one process.
+    pub fn laptop() -> Self {
+        Self::parse(include_str!("../../../topology/laptop.toml"), Path::new("topology/laptop.toml"))
+            .expect("the built-in topology is valid")
+    }
+
+    /// Reads and checks a topology file.
+    ///
+    /// # Errors
+    /// One line naming the file, the field and what is allowed.
+    pub fn read(path: &Path) -> Result<Self, TopologyError> {
+        let text = std::fs::read_to_string(path).map_err(|source| TopologyError::Read {
+            file: path.display().to_string(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, TopologyError> {
+        let file = path.display().to_string();
+        let raw: RawTopology = toml::from_str(text).map_err(|error| TopologyError::Parse {
+            file: file.clone(),
+            message: one_line(&error),
+        })?;
+        let field = |field: String, message: String| TopologyError::Field { file: file.clone(), field, message };
+        let mut names = BTreeSet::new();
+        for node in &raw.node {
+            check_name(&node.name).map_err(|m| field("node.name".to_owned(), m))?;
+            if !names.insert(node.name.clone()) {
+                return Err(field("node.name".to_owned(), format!("\"{}\" is given twice; names must differ", node.name)));
+            }
+        }
+        let mut processes = Vec::new();
+        let mut taken = BTreeSet::new();
+        for process in &raw.process {
+            check_name(&process.name).map_err(|m| field("process.name".to_owned(), m))?;
+            let Some(node) = raw.node.iter().find(|node| node.name == process.node) else {
+                let known: Vec<&str> = raw.node.iter().map(|node| node.name.as_str()).collect();
+                return Err(field(
+                    format!("process.node of \"{}\"", process.name),
+                    format!("there is no node \"{}\"; nodes are: {}", process.node, known.join(", ")),
+                ));
+            };
+            if process.roles.is_empty() {
+                return Err(field(
+                    format!("process.roles of \"{}\"", process.name),
+                    "must name at least one of coordinator, loader, worker, shard".to_owned(),
+                ));
+            }
+            let count = process.count.unwrap_or(1);
+            if count == 0 || count > 4096 {
+                return Err(field(format!("process.count of \"{}\"", process.name), "must be 1 to 4096".to_owned()));
+            }
+            for index in 0..count {
+                let name = match process.count {
+                    None => process.name.clone(),
+                    Some(_) => format!("{}-{index}", process.name),
+                };
+                if !taken.insert(name.clone()) {
+                    return Err(field("process.name".to_owned(), format!("\"{name}\" is given twice; names must differ")));
+                }
+                let port = if process.port == 0 { 0 } else { process.port + index as u16 };
+                processes.push(Process {
+                    name,
+                    node: process.node.clone(),
+                    host: node.host.clone(),
+                    port,
+                    roles: process.roles.clone(),
+                });
+            }
+        }
+        let topology = Topology { processes, cluster: raw.cluster, file: path.to_owned() };
+        for role in [ActorRole::Coordinator, ActorRole::Loader, ActorRole::Worker, ActorRole::Shard] {
+            if topology.count(role) == 0 {
+                return Err(field("process.roles".to_owned(), format!("no process has the role {}", role.name())));
+            }
+        }
+        if let Some(replication) = topology.cluster.replication {
+            topology.check_replication(replication, "cluster.replication")?;
+        }
+        Ok(topology)
+    }
+
+    /// Whether `replication` replicas can be placed on different shards.
+    ///
+    /// # Errors
+    /// Names `field` and what is allowed.
+    pub fn check_replication(&self, replication: u32, field: &str) -> Result<(), TopologyError> {
+        let shards = self.count(ActorRole::Shard);
+        if replication == 0 || replication > shards {
+            return Err(TopologyError::Field {
+                file: self.file.display().to_string(),
+                field: field.to_owned(),
+                message: format!("{replication} replicas need as many shards; this topology has {shards}: allowed is 1 to {shards}"),
+            });
+        }
+        Ok(())
+    }
+
+    /// Number of actors of a role.
+    pub fn count(&self, role: ActorRole) -> u32 {
+        self.actors().filter(|(address, _)| address.role == role).count() as u32
+    }
+
+    /// All actors with the number of their process, in the order of the file.
+    pub fn actors(&self) -> impl Iterator<Item = (ActorAddress, u32)> + '_ {
+        let mut next = [0u32; 4];
+        self.processes.iter().enumerate().flat_map(move |(process, spec)| {
+            let mut own = Vec::with_capacity(spec.roles.len());
+            for role in &spec.roles {
+                let index = &mut next[*role as usize];
+                own.push((ActorAddress { role: *role, index: *index }, process as u32));
+                *index += 1;
+            }
+            own
+        })
+    }
+
+    /// The process of an actor.
+    pub fn process_of(&self, address: ActorAddress) -> Option<u32> {
+        self.actors().find(|(known, _)| *known == address).map(|(_, process)| process)
+    }
+
+    /// The number of a process by its name.
+    pub fn process_named(&self, name: &str) -> Option<u32> {
+        self.processes.iter().position(|process| process.name == name).map(|index| index as u32)
+    }
+
+    /// Whether there is but one process, which then needs no sockets.
+    pub fn is_single_process(&self) -> bool {
+        self.processes.len() == 1
+    }
+
+    /// Gives every process on this machine that asked for port 0 a free one.
+    ///
+    /// # Errors
+    /// A host without address, or a named port that is in use.
+    pub fn resolve_ports(&mut self, nodes_here: impl Fn(&str) -> bool) -> Result<(), TopologyError> {
+        let file = self.file.display().to_string();
+        // The sockets are kept until all ports are chosen, so that no port is given twice.
+        let mut sockets = Vec::new();
+        for process in &mut self.processes {
+            if !nodes_here(&process.node) {
+                continue;
+            }
+            let field = |message: String| TopologyError::Field {
+                file: file.clone(),
+                field: format!("process.port of \"{}\"", process.name),
+                message,
+            };
+            let address = resolve(&process.host, process.port)
+                .ok_or_else(|| field(format!("host \"{}\" has no address", process.host)))?;
+            let socket = UdpSocket::bind(address).map_err(|error| {
+                field(format!("{address} cannot be used ({error}); allowed is a free UDP port, or 0 to choose one"))
+            })?;
+            process.port = socket.local_addr().map_err(|error| field(error.to_string()))?.port();
+            sockets.push(socket);
+        }
+        Ok(())
+    }
+
+    /// Socket address of a process.
+    pub fn address(&self, process: u32) -> Option<SocketAddr> {
+        let process = self.processes.get(process as usize)?;
+        resolve(&process.host, process.port)
+    }
+}
+
+fn resolve(host: &str, port: u16) -> Option<SocketAddr> {
+    (host, port).to_socket_addrs().ok()?.next()
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || name.len() > 64 || !name.chars().all(allowed) {
+        return Err(format!("\"{name}\" is not allowed; use 1 to 64 letters, digits, - and _"));
+    }
+    Ok(())
+}
+
+fn one_line(error: &toml::de::Error) -> String {
+    error.message().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Topology::parse(text, Path::new("t.toml")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn shipped_topologies_are_valid() {
+        let laptop = Topology::laptop();
+        assert!(laptop.is_single_process());
+        let cluster = Topology::read(Path::new("../../topology/local-cluster.toml")).unwrap();
+        assert_eq!(cluster.processes.len(), 7);
+        assert_eq!(cluster.count(ActorRole::Worker), 3);
+        assert_eq!(cluster.process_of(ActorAddress { role: ActorRole::Worker, index: 2 }), Some(6));
+        assert_eq!(cluster.processes[6].name, "worker-2");
+    }
+
+    #[test]
+    fn ports_are_resolved_and_differ() {
+        let mut cluster = Topology::read(Path::new("../../topology/local-cluster.toml")).unwrap();
+        cluster.resolve_ports(|_| true).unwrap();
+        let ports: BTreeSet<u16> = cluster.processes.iter().map(|process| process.port).collect();
+        assert_eq!(ports.len(), 7);
+        assert!(!ports.contains(&0));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let node = "[[node]]\nname = \"a\"\n";
+        assert!(error("nodes = 1").contains("unknown field `nodes`"), "{}", error("nodes = 1"));
+        let wrong_node = error(&format!("{node}[[process]]\nname = \"p\"\nnode = \"b\"\nroles = [\"worker\"]\n"));
+        assert_eq!(wrong_node, "t.toml: process.node of \"p\": there is no node \"b\"; nodes are: a");
+        let missing_role = error(&format!("{node}[[process]]\nname = \"p\"\nnode = \"a\"\nroles = [\"worker\"]\n"));
+        assert_eq!(missing_role, "t.toml: process.roles: no process has the role coordinator");
+        let replicas = error(&format!(
+            "{node}[[process]]\nname = \"p\"\nnode = \"a\"\nroles = [\"worker\", \"coordinator\", \"loader\", \"shard\"]\n[cluster]\nreplication = 2\n"
+        ));
+        assert!(replicas.contains("cluster.replication: 2 replicas need as many shards"), "{replicas}");
+    }
+
+    #[test]
+    fn a_port_in_use_is_named() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut laptop = Topology::laptop();
+        laptop.processes[0].port = socket.local_addr().unwrap().port();
+        let message = laptop.resolve_ports(|_| true).unwrap_err().to_string();
+        assert!(message.contains("process.port of \"everstep\"") && message.contains("free UDP port"), "{message}");
+    }
+}

@@ -1,0 +1,157 @@
+//! The wire format: rkyv mirrors of what actors say, validated before anything is read from them.
+//!
+//! A message is a prefix (magic, version) and an archived [`body::Envelope`]. Messages without tensors travel whole on the control session.
+//! Messages with tensors travel as frames: the envelope is the frame's header, and the payload is raw little-endian values that are never
+//! copied through an archive.
+//!
+//! Domain types are not archives: this module converts, so that a change inside the protocol does not change the wire unseen.
+//! `tests.rs` pins the bytes of every message.
+
+mod body;
+mod convert;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+use everstep_optim::{BlockState, FloatBuffer, Gradient, Parameters};
+use everstep_telemetry::TraceContext;
+use rkyv::rancor;
+use rkyv::util::AlignedVec;
+
+use crate::message::{ClusterMessage, StepMessage};
+use crate::topology::ActorAddress;
+
+/// Version of this format; peers of another version are refused by the transport already.
+const VERSION: u8 = 1;
+const PREFIX: [u8; 4] = [b'E', b'V', b'M', VERSION];
+
+/// Who says something to whom, and in which span.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Envelope {
+    /// The run; other runs' messages are refused.
+    pub(crate) run_id: u64,
+    /// The sender.
+    pub(crate) from: ActorAddress,
+    /// Which life of the sender.
+    pub(crate) from_incarnation: u64,
+    /// The receiver.
+    pub(crate) to: ActorAddress,
+    /// Which life of the receiver; whatever life is there if `None`.
+    pub(crate) to_incarnation: Option<u64>,
+    /// The sender's span.
+    pub(crate) trace: TraceContext,
+}
+
+/// A message ready to be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Encoded {
+    /// For the control session.
+    Control(Bytes),
+    /// For a tensor stream.
+    Tensor {
+        /// Prefix and envelope.
+        header: Bytes,
+        /// Raw little-endian values.
+        payload: Bytes,
+    },
+}
+
+/// Bytes that are not a message.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WireError {
+    /// Not ours, or of another version.
+    #[error("message has prefix {found:?}, not {PREFIX:?}")]
+    Prefix {
+        /// The first bytes.
+        found: Vec<u8>,
+    },
+    /// The archive does not hold together.
+    #[error("message is damaged: {0}")]
+    Archive(rancor::Error),
+    /// A field holds what it may not.
+    #[error("message field {field} holds `{value}`")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// Values that do not fit.
+    #[error("message payload: {0}")]
+    Payload(String),
+}
+
+/// Encodes a message.
+pub(crate) fn encode(envelope: &Envelope, message: ClusterMessage) -> Encoded {
+    let (body, payload) = convert::to_wire(message);
+    let archived = rkyv::to_bytes::<rancor::Error>(&convert::envelope_to_wire(envelope, body)).expect("an archive in memory cannot fail");
+    let mut bytes = Vec::with_capacity(PREFIX.len() + archived.len());
+    bytes.extend_from_slice(&PREFIX);
+    bytes.extend_from_slice(&archived);
+    match payload {
+        None => Encoded::Control(bytes.into()),
+        Some(payload) => Encoded::Tensor { header: bytes.into(), payload },
+    }
+}
+
+/// Decodes a message without tensors.
+///
+/// # Errors
+/// Whatever the bytes are, [`WireError`] and never a panic.
+pub(crate) fn decode_control(bytes: &[u8]) -> Result<(Envelope, ClusterMessage), WireError> {
+    decode(bytes, None)
+}
+
+/// Decodes a message with tensors. `payload` must be aligned to 4 bytes.
+///
+/// # Errors
+/// Whatever the bytes are, [`WireError`] and never a panic.
+pub(crate) fn decode_tensor(header: &[u8], payload: Bytes) -> Result<(Envelope, ClusterMessage), WireError> {
+    decode(header, Some(payload))
+}
+
+fn decode(bytes: &[u8], payload: Option<Bytes>) -> Result<(Envelope, ClusterMessage), WireError> {
+    let Some(archive) = bytes.strip_prefix(&PREFIX) else {
+        return Err(WireError::Prefix { found: bytes[..bytes.len().min(PREFIX.len())].to_vec() });
+    };
+    let mut aligned = AlignedVec::<16>::with_capacity(archive.len());
+    aligned.extend_from_slice(archive);
+    let wire = rkyv::from_bytes::<body::Envelope, rancor::Error>(&aligned).map_err(WireError::Archive)?;
+    convert::from_wire(wire, payload)
+}
+
+/// The tensors of a message, as one payload.
+fn payload_of(message: &StepMessage) -> Option<Bytes> {
+    use everstep_protocol::Message;
+    Some(match message {
+        Message::Parameters { parameters, .. } => parameters.to_bytes(),
+        Message::Partial { gradient, .. } | Message::Replicate { gradient, .. } => gradient.values.to_bytes(),
+        Message::Seed { state, .. } => {
+            let parts = [&state.parameters, &state.first_moment, &state.second_moment];
+            parts.iter().flat_map(|part| part.as_bytes()).copied().collect::<Vec<u8>>().into()
+        }
+        _ => return None,
+    })
+}
+
+fn floats(bytes: Bytes) -> Result<FloatBuffer, WireError> {
+    FloatBuffer::from_bytes(bytes).map_err(|error| WireError::Payload(error.to_string()))
+}
+
+fn gradient(payload: Bytes, loss_sum: f64, tokens: u64) -> Result<Gradient, WireError> {
+    Ok(Gradient::new(floats(payload)?, loss_sum, tokens))
+}
+
+fn parameters(payload: Bytes, dtype: u8) -> Result<Parameters, WireError> {
+    let dtype = convert::dtype_from_wire(dtype)?;
+    Parameters::from_bytes(dtype, payload).map_err(|error| WireError::Payload(error.to_string()))
+}
+
+fn state(payload: &Bytes) -> Result<BlockState, WireError> {
+    if payload.len() % 12 != 0 {
+        return Err(WireError::Payload(format!("{} bytes are not three equal parts of float32", payload.len())));
+    }
+    let part = payload.len() / 3;
+    let slice = |index: usize| floats(payload.slice(index * part..(index + 1) * part));
+    Ok(BlockState { parameters: slice(0)?, first_moment: slice(1)?, second_moment: slice(2)? })
+}

@@ -1,0 +1,113 @@
+//! The archived forms. Fixed-width integers only; variants keep their place for ever, new ones are added at the end.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) struct Envelope {
+    pub(super) run_id: u64,
+    pub(super) from: Address,
+    pub(super) from_incarnation: u64,
+    pub(super) to: Address,
+    pub(super) to_incarnation: Option<u64>,
+    pub(super) trace_id: [u8; 16],
+    pub(super) span_id: [u8; 8],
+    pub(super) trace_flags: u8,
+    pub(super) body: Body,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) struct Address {
+    pub(super) role: u8,
+    pub(super) index: u32,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) struct Member {
+    pub(super) role: u8,
+    pub(super) index: u32,
+    pub(super) incarnation: u64,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) struct Report {
+    pub(super) squared_norm: f64,
+    pub(super) finite: bool,
+    pub(super) loss_sum: f64,
+    pub(super) tokens: u64,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) struct BlockStatus {
+    pub(super) block: u32,
+    pub(super) version: u64,
+    pub(super) last: Option<Report>,
+    pub(super) reduced: Option<Report>,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) enum Status {
+    Shard { lineage: u64, blocks: Vec<BlockStatus> },
+    Worker { lineage: u64, step: u64, held: Vec<(u32, u32)> },
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) struct Placement {
+    pub(super) primary: Member,
+    pub(super) backups: Vec<Member>,
+    pub(super) joining: Vec<Member>,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) struct View {
+    pub(super) epoch: u64,
+    pub(super) number: u64,
+    pub(super) leader: Member,
+    pub(super) lineage: u64,
+    pub(super) restored_from: u64,
+    pub(super) placements: Vec<Placement>,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) struct Task {
+    /// 0: slot, 1: evaluation chunk.
+    pub(super) kind: u8,
+    pub(super) index: u32,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) struct Decision {
+    pub(super) apply: bool,
+    pub(super) scale: f32,
+    pub(super) gradient_norm: f64,
+    pub(super) loss: f64,
+    pub(super) tokens: u64,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) enum Body {
+    Announce { epoch: u64 },
+    Hello { epoch: u64, status: Status },
+    Expelled { epoch: u64 },
+    View(View),
+    ViewReady { epoch: u64, number: u64 },
+    Lease { epoch: u64, lineage: u64, step: u64, tasks: Vec<Task> },
+    Delivered { epoch: u64, number: u64, step: u64, start: u32, end: u32 },
+    Evaluated { step: u64, chunk: u32, loss_sum: f64, tokens: u64 },
+    Reduced { epoch: u64, number: u64, step: u64, block: u32, report: Report },
+    Decide { epoch: u64, lineage: u64, step: u64, decision: Decision, snapshot: bool },
+    Applied { lineage: u64, step: u64 },
+    Snapshot { epoch: u64, version: u64, blocks: Vec<u32> },
+    Stored { version: u64, blocks: Vec<u32>, object: Vec<u8> },
+    Finish { epoch: u64 },
+    Pull { version: u64, blocks: Vec<u32> },
+    Parameters { version: u64, block: u32, dtype: u8 },
+    Partial { lineage: u64, step: u64, start: u32, end: u32, block: u32, loss_sum: f64, tokens: u64 },
+    PartialAck { lineage: u64, step: u64, start: u32, end: u32, block: u32 },
+    Replicate { lineage: u64, step: u64, block: u32, loss_sum: f64, tokens: u64 },
+    ReplicateAck { lineage: u64, step: u64, block: u32 },
+    SeedRequest { lineage: u64, block: u32 },
+    Seed { lineage: u64, block: u32, version: u64, last: Option<Report> },
+    Seeded { lineage: u64, block: u32, version: u64 },
+    BatchRequest { step: u64, task: Task },
+    Batch { step: u64, task: Task },
+}

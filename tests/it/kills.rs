@@ -1,0 +1,76 @@
+//! SIGKILL changes nothing: same digest, same numbers, as the undisturbed run and as runs with other numbers of workers and shards.
+
+use everstep_protocol::random::{Purpose, Stream};
+
+use crate::support::{STEPS, Workbench};
+
+const KILLS: u64 = 20;
+
+#[test]
+fn twenty_random_kills_change_no_bit() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("laptop", None);
+    let undisturbed = bench.digest("laptop", None);
+    assert_eq!(undisturbed["step"], STEPS);
+
+    let topology = bench.cluster(3, 2, 2);
+    let running = bench.start("killed", Some(&topology));
+    let victims = ["worker-0", "worker-1", "worker-2", "shard-0", "shard-1"];
+    let mut stream = Stream::new(1, Purpose::Fault, &[]);
+    let (mut killed, mut killed_shards) = (0, 0);
+    // One kill is due after every ninth step; a victim that is not alive right then is made up for at the next step.
+    for step in running.steps() {
+        while killed < KILLS && step >= (killed + 1) * 9 {
+            let victim = victims[stream.below(victims.len() as u64) as usize];
+            if !running.kill(victim) {
+                break;
+            }
+            killed += 1;
+            killed_shards += u64::from(victim.starts_with("shard"));
+        }
+    }
+    running.finish(&bench, "killed");
+    assert_eq!(killed, KILLS, "the run ended before all kills had happened");
+    assert!(killed_shards > 0);
+    // The agent saw each of them, and each came back or the run was over first.
+    assert_eq!(bench.count("killed", "process_lost") as u64 >= KILLS, true, "{}", bench.logs("killed"));
+    let restarted = bench.count("killed", "process_restarted") as u64;
+    assert!(restarted + 3 >= KILLS, "{restarted} restarts after {KILLS} kills");
+    assert!(bench.count("killed", "slot_reassigned") > 0);
+    assert!(bench.count("killed", "shard_promoted") + bench.count("killed", "rollback") > 0);
+
+    assert_eq!(bench.digest("killed", None), undisturbed);
+    assert_eq!(bench.numbers("killed"), bench.numbers("laptop"));
+}
+
+#[test]
+fn numbers_of_workers_and_shards_change_no_bit() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("laptop", None);
+    for (workers, shards, replication) in [(1, 1, 1), (2, 2, 1), (4, 3, 2)] {
+        let run_dir = format!("cluster-{workers}-{shards}-{replication}");
+        let topology = bench.cluster(workers, shards, replication);
+        bench.train_to_the_end(&run_dir, Some(&topology));
+        assert_eq!(bench.digest(&run_dir, None), bench.digest("laptop", None), "{run_dir}");
+        assert_eq!(bench.numbers(&run_dir), bench.numbers("laptop"), "{run_dir}");
+    }
+}
+
+#[test]
+fn a_killed_coordinator_comes_back_in_a_new_epoch() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("laptop", None);
+    let topology = bench.cluster(2, 2, 2);
+    let running = bench.start("killed", Some(&topology));
+    let mut killed = 0;
+    for step in running.steps() {
+        if killed < 3 && step >= (killed + 1) * 40 && running.kill("coordinator") {
+            killed += 1;
+        }
+    }
+    running.finish(&bench, "killed");
+    assert_eq!(killed, 3);
+    assert_eq!(bench.count("killed", "leader_elected"), 4);
+    assert_eq!(bench.digest("killed", None), bench.digest("laptop", None));
+    assert_eq!(bench.numbers("killed"), bench.numbers("laptop"));
+}
