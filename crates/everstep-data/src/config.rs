@@ -33,10 +33,11 @@ pub struct DataConfig {
 }
 
 /// The kinds of tokenizer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenizerKind {
     /// Byte-level byte-pair encoding, trained on the training text.
+    #[default]
     Bpe,
     /// One token for each distinct character of the training and validation text, sorted.
     Char,
@@ -47,10 +48,11 @@ pub enum TokenizerKind {
 }
 
 /// The `[data.tokenizer]` table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerConfig {
-    /// Which kind.
+    /// Which kind; `bpe` if left out.
+    #[serde(default)]
     pub kind: TokenizerKind,
     /// Number of tokens, for kind `bpe` only; default 8192. A small corpus may give fewer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,16 +60,6 @@ pub struct TokenizerConfig {
     /// The `tokenizer.json`, relative to the run file, for kind `file` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-}
-
-impl Default for TokenizerConfig {
-    fn default() -> Self {
-        Self {
-            kind: TokenizerKind::Bpe,
-            vocab_size: None,
-            path: None,
-        }
-    }
 }
 
 impl TokenizerConfig {

@@ -135,6 +135,11 @@ impl DatasetManifest {
         Ok(manifest)
     }
 
+    /// The dataset's identity: BLAKE3 over the tokenizer and the tokens of both splits, as hexadecimal digits.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
     /// UTF-8 bytes for each training token: divides a loss in nats per token into nats per byte.
     pub fn bytes_per_token(&self) -> f64 {
         self.train.bytes as f64 / self.train.tokens.max(1) as f64

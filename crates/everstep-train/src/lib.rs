@@ -1,1 +1,26 @@
 //! The run file and what a slot computes.
+//!
+//! - [`RunConfig`]: a run file, read with overrides and checked; every mistake is one line that names file and field
+//! - [`BatchSource`], [`Objective`]: a workload in two halves, what a loader serves and what a worker computes
+//! - [`PretrainingData`], [`Pretraining`]: the first workload, next-token prediction on packed text
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod check;
+mod error;
+mod identity;
+mod objective;
+mod overrides;
+mod pretraining;
+mod run_config;
+mod sections;
+mod syntax;
+
+pub use error::RunFileError;
+pub use identity::NumericDifference;
+pub use objective::{BatchSource, EvaluationSums, Objective, TrainError};
+pub use pretraining::{Pretraining, PretrainingData, micro_batches};
+pub use run_config::{OptimizerExtras, RunConfig};
+pub use sections::{
+    BatchConfig, CheckpointConfig, ClusterConfig, ComputeConfig, Determinism, Election,
+    EvaluationConfig, OptimizerSection, RunFile, RunSection,
+};

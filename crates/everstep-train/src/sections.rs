@@ -1,0 +1,271 @@
+//! The sections of a run file as they are written.
+
+use std::fmt;
+
+use everstep_data::DataConfig;
+use everstep_model::ModelConfig;
+use everstep_optim::{ComputeDtype, Schedule};
+use serde::{Deserialize, Serialize};
+
+/// A run file before it is checked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunFile {
+    /// What the run is.
+    pub run: RunSection,
+    /// The model.
+    pub model: ModelConfig,
+    /// The text and the tokenizer.
+    pub data: DataConfig,
+    /// The global batch.
+    pub batch: BatchConfig,
+    /// The optimizer.
+    pub optimizer: OptimizerSection,
+    /// What workers compute in and on.
+    #[serde(default)]
+    pub compute: ComputeConfig,
+    /// Held-out evaluation.
+    #[serde(default)]
+    pub evaluation: EvaluationConfig,
+    /// Checkpoints.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// How the cluster keeps the run.
+    #[serde(default)]
+    pub cluster: ClusterConfig,
+}
+
+/// `[run]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSection {
+    /// Name of the run: letters, digits, `-`, `_` and `.`; names folders in the store.
+    pub name: String,
+    /// Seed of every random draw. 0 if left out.
+    #[serde(default)]
+    pub seed: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Stops, committed, after this many steps, while schedules still go by `steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_at: Option<u64>,
+    /// URL of the object store; a folder in the run directory if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
+    /// How much the machines may differ. `strict` if left out.
+    #[serde(default)]
+    pub determinism: Determinism,
+}
+
+/// How much the machines of a run may differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Determinism {
+    /// One kind of device, one libtorch: the same bits whatever happens.
+    #[default]
+    Strict,
+    /// Mixed devices and faster kernels; the run's manifest says so.
+    Relaxed,
+}
+
+impl Determinism {
+    /// Whether mixed devices and faster kernels are let in.
+    pub fn is_relaxed(self) -> bool {
+        self == Self::Relaxed
+    }
+}
+
+impl fmt::Display for Determinism {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Strict => "strict",
+            Self::Relaxed => "relaxed",
+        })
+    }
+}
+
+/// `[batch]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchConfig {
+    /// Slots (virtual workers) of a step; independent of how many workers exist. 8 if left out.
+    #[serde(default = "default_slots")]
+    pub slots: usize,
+    /// Windows of a step over all slots; a multiple of `slots * micro_batches`.
+    pub rows: usize,
+    /// Micro-batches of a slot, whose gradients are added in order. 1 if left out.
+    #[serde(default = "default_micro_batches")]
+    pub micro_batches: usize,
+}
+
+impl BatchConfig {
+    /// Windows of a slot in a step.
+    pub fn rows_per_slot(&self) -> usize {
+        self.rows / self.slots
+    }
+}
+
+fn default_slots() -> usize {
+    8
+}
+
+fn default_micro_batches() -> usize {
+    1
+}
+
+/// `[optimizer]`: AdamW with decoupled decay; see [`everstep_optim::OptimizerConfig`] for what each field means.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerSection {
+    /// Learning rate after warm-up.
+    pub lr: f64,
+    /// Learning rate that the schedule falls to. 0 if left out.
+    #[serde(default)]
+    pub min_lr: f64,
+    /// Decay of the running means. `[0.9, 0.95]` if left out.
+    #[serde(default = "default_betas")]
+    pub betas: [f64; 2],
+    /// Added to the denominator. 1e-8 if left out.
+    #[serde(default = "default_eps")]
+    pub eps: f64,
+    /// Decoupled weight decay of matrices. 0.1 if left out.
+    #[serde(default = "default_weight_decay")]
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 is off. 1.0 if left out.
+    #[serde(default = "default_grad_clip")]
+    pub grad_clip: f64,
+    /// `cosine`, `linear`, `wsd` or `constant`. Cosine if left out.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Steps of linear warm-up. 0 if left out.
+    #[serde(default)]
+    pub warmup_steps: u64,
+    /// `cosine` and `linear`: the step from which on the rate is `min_lr`. `run.steps` if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_end_step: Option<u64>,
+    /// `wsd`: steps of the decay at the end. A tenth of the run if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_steps: Option<u64>,
+    /// `wsd`: the same as a fraction of `run.steps`, rounded up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_fraction: Option<f64>,
+    /// Coefficient of the z-loss, `sum(logsumexp(logits)^2)`. 0 (off) if left out.
+    #[serde(default)]
+    pub z_loss: f64,
+}
+
+fn default_betas() -> [f64; 2] {
+    [0.9, 0.95]
+}
+
+fn default_eps() -> f64 {
+    1e-8
+}
+
+fn default_weight_decay() -> f64 {
+    0.1
+}
+
+fn default_grad_clip() -> f64 {
+    1.0
+}
+
+/// `[compute]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ComputeConfig {
+    /// Type of parameters and activations in workers, `float32` or `bfloat16`; master weights are always float32.
+    pub dtype: ComputeDtype,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Intra-op threads of a worker; if left out the machine's cores divided by its workers, at least 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+}
+
+impl Default for ComputeConfig {
+    fn default() -> Self {
+        Self {
+            dtype: ComputeDtype::Float32,
+            device: "auto".into(),
+            threads: None,
+        }
+    }
+}
+
+/// `[evaluation]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluationConfig {
+    /// The held-out loss is taken every so many steps and after the last; 0 is off.
+    pub every: u64,
+    /// Windows that one task evaluates. 32 if left out.
+    pub rows: usize,
+    /// Largest number of windows, spread evenly over the split; 0 is the whole split.
+    pub max_windows: u64,
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> Self {
+        Self {
+            every: 0,
+            rows: 32,
+            max_windows: 0,
+        }
+    }
+}
+
+/// `[checkpoint]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// A checkpoint is committed every so many steps and after the last; 0 is only after the last. 100 if left out.
+    pub every: u64,
+    /// Committed checkpoints that are kept. 3 if left out.
+    pub keep: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self {
+            every: 100,
+            keep: 3,
+        }
+    }
+}
+
+/// `[cluster]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// Replicas of each block, the primary included. 1 if left out.
+    pub replication: u32,
+    /// Largest number of parameters in a block. 2^20 if left out.
+    pub block_params: usize,
+    /// A slot that is not done after this long is leased to a second worker too. 30,000 if left out.
+    pub lease_ms: u64,
+    /// How the leader is chosen. `store` if left out.
+    pub election: Election,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            replication: 1,
+            block_params: 1 << 20,
+            lease_ms: 30_000,
+            election: Election::Store,
+        }
+    }
+}
+
+/// How the leader is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Election {
+    /// By create-if-absent in the object store; standbys take over.
+    #[default]
+    Store,
+    /// One coordinator, restarted by its agent.
+    Static,
+}
