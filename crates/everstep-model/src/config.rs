@@ -46,7 +46,7 @@ pub enum Mlp {
 
 /// A decoder-only transformer. Fields left out take the defaults of the architecture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Fields")]
+#[serde(from = "Fields")]
 pub struct ModelConfig {
     /// Family of the model.
     pub architecture: Architecture,
@@ -240,10 +240,8 @@ fn default_ffn_width(mlp: Mlp, width: usize) -> usize {
     }
 }
 
-impl TryFrom<Fields> for ModelConfig {
-    type Error = std::convert::Infallible;
-
-    fn try_from(fields: Fields) -> Result<Self, Self::Error> {
+impl From<Fields> for ModelConfig {
+    fn from(fields: Fields) -> Self {
         let base = Self::new(
             fields.architecture,
             fields.layers,
@@ -252,7 +250,7 @@ impl TryFrom<Fields> for ModelConfig {
             fields.context,
         );
         let mlp = fields.mlp.unwrap_or(base.mlp);
-        Ok(Self {
+        Self {
             vocab_size: fields.vocab_size,
             kv_heads: fields.kv_heads.unwrap_or(base.kv_heads),
             ffn_width: fields
@@ -268,7 +266,7 @@ impl TryFrom<Fields> for ModelConfig {
             init_std: fields.init_std.unwrap_or(base.init_std),
             bias: fields.bias.unwrap_or(base.bias),
             ..base
-        })
+        }
     }
 }
 

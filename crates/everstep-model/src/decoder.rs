@@ -83,9 +83,9 @@ impl Decoder {
                 layer
                     .attention
                     .forward(&normed, columns, self.rotary.as_ref(), drop, cache);
-            x = x + dropout(attended, drop);
-            let fed = layer.mlp.forward(&layer.mlp_norm.forward(&x));
-            x = x + dropout(fed, drop);
+            let y = &x + dropout(attended, drop);
+            let fed = layer.mlp.forward(&layer.mlp_norm.forward(&y));
+            x = y + dropout(fed, drop);
         }
         if let Some(cache) = cache {
             cache.advance(columns);

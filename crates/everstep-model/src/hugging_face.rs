@@ -1,8 +1,12 @@
 //! `config.json` of Hugging Face, out and in. Tensors already have Hugging Face's names and orientation.
 
+use std::collections::BTreeSet;
+
+use everstep_optim::ParameterSpec;
 use serde_json::{Map, Value, json};
 
 use crate::config::{Architecture, Mlp, ModelConfig, Norm, Positions};
+use crate::spec::parameters;
 
 /// A model that Hugging Face has no class for, or a `config.json` that describes none of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,10 +83,11 @@ pub fn to_json(config: &ModelConfig, dtype: &str) -> Result<Value, HuggingFaceEr
             "mlp_bias": config.bias,
             "attention_dropout": config.dropout,
             "tie_word_embeddings": config.tied_embeddings,
+            "bos_token_id": null,
+            "eos_token_id": null,
             "dtype": dtype,
         }));
     }
-    fixed("bias", config.bias.to_string(), config.bias, "true")?;
     let grouped = config.kv_heads != config.heads;
     fixed(
         "kv_heads",
@@ -106,8 +111,28 @@ pub fn to_json(config: &ModelConfig, dtype: &str) -> Result<Value, HuggingFaceEr
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
         "tie_word_embeddings": config.tied_embeddings,
+        "bos_token_id": null,
+        "eos_token_id": null,
         "dtype": dtype,
     }))
+}
+
+/// Tensors, all zeros, that Hugging Face's class has and a model of `config` has not: GPT-2's biases, which it always has.
+/// An export adds them.
+pub fn zero_tensors(config: &ModelConfig) -> Vec<ParameterSpec> {
+    if config.architecture != Architecture::Gpt2 || config.bias {
+        return Vec::new();
+    }
+    let own: BTreeSet<String> = parameters(config)
+        .into_iter()
+        .map(|parameter| parameter.name)
+        .collect();
+    let mut all = parameters(&ModelConfig {
+        bias: true,
+        ..config.clone()
+    });
+    all.retain(|parameter| !own.contains(&parameter.name));
+    all
 }
 
 /// The model that a `config.json` describes. Dropout is left at 0: it belongs to training, not to the model.
@@ -296,17 +321,43 @@ mod tests {
     }
 
     #[test]
+    fn a_gpt2_without_biases_is_exported_with_zeros() {
+        let config = ModelConfig {
+            vocab_size: 9,
+            ..ModelConfig::new(Architecture::Gpt2, 1, 1, 4, 4)
+        };
+        assert!(zero_tensors(&config).is_empty());
+        let bare = ModelConfig {
+            bias: false,
+            ..config.clone()
+        };
+        let zeros = zero_tensors(&bare);
+        assert!(
+            zeros
+                .iter()
+                .all(|parameter| parameter.init == everstep_optim::Init::Zeros)
+        );
+        let mut names: Vec<_> = parameters(&bare)
+            .into_iter()
+            .chain(zeros)
+            .map(|parameter| parameter.name)
+            .collect();
+        let mut all: Vec<_> = parameters(&config)
+            .into_iter()
+            .map(|parameter| parameter.name)
+            .collect();
+        names.sort();
+        all.sort();
+        assert_eq!(names, all);
+    }
+
+    #[test]
     fn what_has_no_counterpart_is_named() {
         let gpt2 = ModelConfig {
             vocab_size: 9,
             bias: false,
             ..ModelConfig::new(Architecture::Gpt2, 1, 1, 4, 4)
         };
-        let error = to_json(&gpt2, "float32").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "bias=`false` has no counterpart; allowed: true"
-        );
         let rope = ModelConfig {
             positions: Positions::Rope,
             ..gpt2

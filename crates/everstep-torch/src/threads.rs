@@ -1,8 +1,39 @@
 //! Thread counts of libtorch, which are process state.
 
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::Once;
+use std::{env, io};
 
 use crate::TorchError;
+
+/// OpenMP's variable and the value with which threads sleep while they wait for each other, for processes that are
+/// started with two or more threads. It is read when libtorch is loaded, before `main`.
+pub const PASSIVE_WAITS: (&str, &str) = ("OMP_WAIT_POLICY", "passive");
+
+/// Starts this program again in its place, with the same process id and arguments, so that it runs with
+/// [`PASSIVE_WAITS`]; returns at once if the environment already says how to wait.
+///
+/// Without it two threads that share their cores with other processes can run ten times slower than one: each spins
+/// at every barrier while the other does not get to run. Call it first in `main`.
+///
+/// # Errors
+/// If the program cannot be started again; the caller can go on without.
+pub fn restart_with_passive_waits() -> io::Result<()> {
+    let chosen = [PASSIVE_WAITS.0, "GOMP_SPINCOUNT"];
+    if chosen.iter().any(|name| env::var_os(name).is_some()) {
+        return Ok(());
+    }
+    let mut arguments = env::args_os();
+    let mut command = Command::new(env::current_exe()?);
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    Err(command
+        .args(arguments)
+        .env(PASSIVE_WAITS.0, PASSIVE_WAITS.1)
+        .exec())
+}
 
 /// Pins the number of threads that one operation may use on this thread and on threads that start to compute later.
 ///
@@ -44,5 +75,29 @@ mod tests {
             assert_eq!(later.join().unwrap(), threads as i32);
         }
         assert!(pin_threads(0).is_err());
+    }
+
+    /// Does nothing in an ordinary run: it is what the next test starts.
+    #[test]
+    fn restarted_child() {
+        if env::var_os("EVERSTEP_TEST_RESTART").is_some() {
+            restart_with_passive_waits().unwrap();
+            assert_eq!(env::var(PASSIVE_WAITS.0).unwrap(), PASSIVE_WAITS.1);
+        }
+    }
+
+    #[test]
+    fn a_program_restarts_in_place_with_its_arguments() {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "threads::tests::restarted_child"])
+            .env("EVERSTEP_TEST_RESTART", "1")
+            .env_remove(PASSIVE_WAITS.0)
+            .env_remove("GOMP_SPINCOUNT")
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert!(child.wait().unwrap().success());
+        let printed = io::read_to_string(child.stdout.unwrap()).unwrap();
+        assert!(printed.contains("1 passed"), "{printed}");
     }
 }
