@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use everstep_protocol::{
-    BlockId, Coordinator, Decision, Epoch, Lineage, Member, Role, Status, Step,
+    BlockId, Coordinator, Decision, Epoch, Lineage, Member, Message, Role, Status, Step,
 };
 
 use crate::process::Machine;
 use crate::scenario::Scenario;
 use crate::toy::Toy;
 use crate::world::World;
+
+/// A shard's line of state and the versions of its blocks.
+pub(crate) type Versions = (Lineage, BTreeMap<BlockId, Step>);
 
 /// What was seen, by a witness that no fault touches.
 #[derive(Debug)]
@@ -145,6 +148,30 @@ impl World<'_> {
         }
         for problem in problems {
             self.violate(problem);
+        }
+    }
+
+    /// Whether a shard must refuse this message because it knows a later leader; if so, its versions.
+    pub(crate) fn fenced(&self, actor: usize, message: &Message<Toy>) -> Option<Versions> {
+        let Some(Machine::Shard(shard)) = &self.actors[actor].machine else {
+            return None;
+        };
+        let epoch = match message {
+            Message::Decide { epoch, .. } => *epoch,
+            Message::View(view) => view.epoch,
+            _ => return None,
+        };
+        (epoch < shard.epoch()).then(|| (shard.lineage(), shard.versions()))
+    }
+
+    /// Invariant 3: the message of an earlier leader has changed nothing.
+    pub(crate) fn check_fence(&mut self, actor: usize, before: Versions) {
+        let Some(Machine::Shard(shard)) = &self.actors[actor].machine else {
+            return;
+        };
+        if before != (shard.lineage(), shard.versions()) {
+            let member = self.actors[actor].member;
+            self.violate(format!("3: {member} followed a leader that it had left"));
         }
     }
 

@@ -220,8 +220,14 @@ impl World<'_> {
                     Recovery::SlotsDoubled
                 });
             }
-            Note::ShardPromoted { .. } => self.count(Recovery::ShardPromoted),
-            Note::BackupSeeded { .. } => self.count(Recovery::BackupSeeded),
+            Note::ShardPromoted { .. } => {
+                self.count(Recovery::ShardPromoted);
+                self.shake();
+            }
+            Note::BackupSeeded { .. } => {
+                self.count(Recovery::BackupSeeded);
+                self.shake();
+            }
             Note::Degraded { blocks, .. } => {
                 self.checker.degraded.insert(epoch, blocks);
                 self.count(Recovery::Degraded);
@@ -229,11 +235,13 @@ impl World<'_> {
             Note::Resumed { step, .. } => {
                 if step.0 > 0 {
                     self.count(Recovery::Resumed);
+                    self.shake();
                 }
             }
             Note::Rollback { lineage, to, .. } => {
                 self.checker.rolled_back(epoch, lineage, to);
                 self.count(Recovery::Rollback);
+                self.shake();
             }
             Note::CheckpointAbandoned { .. } => self.count(Recovery::CheckpointAbandoned),
             Note::CheckpointCommitted { .. } => self.count(Recovery::CheckpointCommitted),

@@ -108,6 +108,36 @@ impl World<'_> {
         }
     }
 
+    /// The protocol has just recovered from something, or is about to: a good moment for the next fault.
+    pub(crate) fn shake(&mut self) {
+        const AFTERSHOCKS_MAX: u64 = 8;
+        let count = self
+            .outcome
+            .faults
+            .get(&Fault::Aftershock)
+            .copied()
+            .unwrap_or(0);
+        if !self.is_chaos
+            || !self.scenario.faults.contains(&Fault::Aftershock)
+            || count >= AFTERSHOCKS_MAX
+            || self.random.below(3) == 0
+        {
+            return;
+        }
+        self.count_fault(Fault::Aftershock);
+        let kinds = [
+            Fault::CrashShard,
+            Fault::CrashShard,
+            Fault::CrashWorker,
+            Fault::CrashCoordinator,
+            Fault::FalseSuspicion,
+            Fault::Freeze,
+        ];
+        let fault = kinds[self.random.below(kinds.len() as u64) as usize];
+        let at_ms = self.after(0, 40);
+        self.schedule(at_ms, Happening::Strike(fault));
+    }
+
     /// Every coordinator's transport gives the member up, each at its own time.
     fn suspect(&mut self, member: Member, reason: Reason, low_ms: u64, high_ms: u64) {
         for coordinator in 0..self.scenario.num_coordinators as usize {

@@ -97,12 +97,17 @@ impl World<'_> {
             return;
         }
         let mut at_ms = self.after(1, self.scenario.latency_max_ms);
+        if matches!(message, Message::Seed { .. }) {
+            at_ms += self.random.below(self.scenario.seed_max_ms + 1);
+        }
         if delays {
             self.count_fault(Fault::Delay);
             at_ms = self.after(50, 900);
         }
         let link = self.network.link(source, sink);
-        let keeps_order = !(self.is_chaos && self.scenario.faults.contains(&Fault::Reorder));
+        // Whole blocks travel beside the other messages.
+        let keeps_order = !matches!(message, Message::Seed { .. })
+            && !(self.is_chaos && self.scenario.faults.contains(&Fault::Reorder));
         // A late message of an ordered link holds back those behind it.
         if keeps_order {
             at_ms = at_ms.max(self.network.last_ms[link]);

@@ -28,6 +28,8 @@ pub enum Fault {
     OneWayCut,
     /// A live member is declared lost.
     FalseSuspicion,
+    /// While the cluster recovers from one fault, the next one strikes.
+    Aftershock,
     /// Messages vanish.
     Drop,
     /// Messages arrive twice.
@@ -46,7 +48,7 @@ pub enum Fault {
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Fault; 17] = [
+    pub const ALL: [Fault; 18] = [
         Fault::CrashWorker,
         Fault::CrashShard,
         Fault::CrashCoordinator,
@@ -57,6 +59,7 @@ impl Fault {
         Fault::Partition,
         Fault::OneWayCut,
         Fault::FalseSuspicion,
+        Fault::Aftershock,
         Fault::Drop,
         Fault::Duplicate,
         Fault::Reorder,
@@ -70,7 +73,8 @@ impl Fault {
     pub(crate) fn strikes(self) -> bool {
         !matches!(
             self,
-            Fault::Drop
+            Fault::Aftershock
+                | Fault::Drop
                 | Fault::Duplicate
                 | Fault::Reorder
                 | Fault::Delay
@@ -118,6 +122,8 @@ pub struct Scenario {
     pub shares_log: bool,
     /// Longest ordinary message delay.
     pub latency_max_ms: u64,
+    /// Longest additional delay of a whole block on its way to a joining replica.
+    pub seed_max_ms: u64,
     /// Longest computation of one task on an ordinary worker.
     pub compute_max_ms: u64,
     /// Longest store operation.
@@ -193,6 +199,7 @@ impl Scenario {
             colocated: pick(0, 3) == 0,
             shares_log: pick(0, 3) != 0,
             latency_max_ms: pick(1, 10),
+            seed_max_ms: if pick(0, 2) == 0 { 300 } else { 0 },
             compute_max_ms,
             store_max_ms: if faults.contains(&Fault::SlowStore) {
                 pick(200, 1500)

@@ -336,6 +336,7 @@ impl<'a> World<'a> {
             return;
         }
         self.say(|| format!("{from} > {to} {message:?}"));
+        let fenced = self.fenced(actor, &message);
         let event = match to.role {
             Role::Coordinator => {
                 if from.role == Role::Coordinator {
@@ -347,5 +348,8 @@ impl<'a> World<'a> {
             Role::Worker => Local::Worker(WorkerEvent::Message { from, message }),
         };
         self.local(actor, event);
+        if let Some(before) = fenced {
+            self.check_fence(actor, before);
+        }
     }
 }

@@ -157,6 +157,11 @@ impl<N: Numerics> Shard<N> {
         }
     }
 
+    pub(super) fn primary(&self, block: BlockId) -> Option<Member> {
+        let view = self.view.as_ref()?;
+        Some(view.placements.get(block as usize)?.primary)
+    }
+
     pub(super) fn role(&self, block: BlockId) -> Option<ReplicaRole> {
         let view = self.view.as_ref()?;
         view.placements.get(block as usize)?.role_of(self.config.me)
@@ -210,7 +215,9 @@ impl<N: Numerics> Shard<N> {
                 version,
                 last,
                 state,
-            } if lineage == self.lineage => {
+            } if lineage == self.lineage && self.primary(block) == Some(from) => {
+                // Only from the primary of this view: one of an earlier leader may be ahead of what this one has decided, and a
+                // replica that is ahead can neither reduce nor hold the open step.
                 if let Some(held) = self.blocks.get_mut(&block) {
                     held.seeding = None;
                     if held.version().is_none_or(|mine| mine < version) {
@@ -247,6 +254,9 @@ impl<N: Numerics> Shard<N> {
                 self.send(from, message);
             }
             return;
+        }
+        if standing == Standing::New {
+            self.forget_decisions();
         }
         match message {
             Message::Announce { .. } => {

@@ -178,6 +178,16 @@ impl<N: Numerics> Shard<N> {
         self.send_leader(Message::Applied { lineage, step });
     }
 
+    /// What an earlier leader decided and is not applied yet is for the new leader to decide again: it may count on fewer
+    /// steps and on other replicas.
+    pub(super) fn forget_decisions(&mut self) {
+        for block in self.blocks.values_mut() {
+            for entry in block.log.values_mut() {
+                entry.decision = None;
+            }
+        }
+    }
+
     /// Carries a block as far as it goes, and says what is due.
     pub(super) fn settle(&mut self, now_ms: u64, id: BlockId) {
         loop {

@@ -302,6 +302,16 @@ fn acknowledgements_count_across_views_but_reports_do_not() {
     assert_eq!(bench.ack(member(2), 0), ["coordinator-0#1 reduced 0 in 3"]);
 }
 
+fn seed_at(version: u64) -> Message<Words> {
+    Message::Seed {
+        lineage: LINE,
+        block: 0,
+        version: Step(version),
+        last: None,
+        state: "s".to_owned(),
+    }
+}
+
 #[test]
 fn a_joining_replica_replays_the_log_after_its_seed() {
     let mut bench = Bench::new(2, 1);
@@ -321,13 +331,7 @@ fn a_joining_replica_replays_the_log_after_its_seed() {
         );
     }
     bench.replicate(6, "h");
-    let seed = Message::Seed {
-        lineage: LINE,
-        block: 0,
-        version: Step(4),
-        last: None,
-        state: "s".to_owned(),
-    };
+    let seed = seed_at(4);
     assert_eq!(
         bench.hear(member(0), seed),
         ["shard-0#1 holds 6", "coordinator-0#1 seeded 6"]
@@ -338,13 +342,7 @@ fn a_joining_replica_replays_the_log_after_its_seed() {
 #[test]
 fn a_gap_in_the_log_asks_for_the_block_again() {
     let mut bench = Bench::ready(1, vec![placement(0, &[], &[1])]);
-    let seed = Message::Seed {
-        lineage: LINE,
-        block: 0,
-        version: Step(1),
-        last: None,
-        state: "s".to_owned(),
-    };
+    let seed = seed_at(1);
     bench.hear(member(0), seed.clone());
     bench.decide(1, false);
     let mut asked = Vec::new();
@@ -355,6 +353,9 @@ fn a_gap_in_the_log_asks_for_the_block_again() {
         asked.contains(&"shard-0#1 wants block 0".to_owned()),
         "{asked:?}"
     );
+    // A seed of somebody else, who may follow another leader, is not taken.
+    bench.hear(member(3), seed_at(9));
+    assert_eq!(bench.state(0).0, 1);
     // An older seed never takes state back.
     bench.replicate(1, "g");
     assert_eq!(bench.state(0).0, 2);
@@ -445,6 +446,16 @@ fn older_leaders_are_refused_and_told() {
         said,
         ["coordinator-1#1 reduced 0 in 1", "coordinator-1#1 ready 1"]
     );
+}
+
+#[test]
+fn a_decision_that_waits_is_not_taken_over_to_a_new_leader() {
+    let mut bench = Bench::ready(0, vec![placement(0, &[], &[])]);
+    bench.decide(0, false);
+    let announce = Message::Announce { epoch: Epoch(2) };
+    bench.hear(coordinator(1), announce);
+    bench.partial(0, 0, 4, "g");
+    assert_eq!(bench.state(0).0, 0);
 }
 
 #[test]

@@ -203,12 +203,7 @@ impl<N: Numerics> Shard<N> {
         ) {
             return;
         }
-        let Some(primary) = self
-            .view
-            .as_ref()
-            .and_then(|view| view.placements.get(id as usize))
-            .map(|placement| placement.primary)
-        else {
+        let Some(primary) = self.primary(id) else {
             return;
         };
         let Some(block) = self.blocks.get_mut(&id) else {
@@ -232,12 +227,7 @@ impl<N: Numerics> Shard<N> {
     }
 
     fn request_seed(&mut self, now_ms: u64, id: BlockId) {
-        let Some(primary) = self
-            .view
-            .as_ref()
-            .and_then(|view| view.placements.get(id as usize))
-            .map(|placement| placement.primary)
-        else {
+        let Some(primary) = self.primary(id) else {
             return;
         };
         let Some(block) = self.blocks.get_mut(&id) else {
