@@ -60,15 +60,16 @@ fn bits(gradient: &SlotGradient) -> (Vec<u32>, u64) {
     )
 }
 
+/// One layer says as much as many, but its tensors must be large enough for libtorch to divide them among threads.
 fn shapes() -> Vec<(&'static str, ModelConfig, usize)> {
     let shakespeare = ModelConfig {
         vocab_size: 65,
-        ..ModelConfig::new(Architecture::Gpt2, 4, 4, 128, 64)
+        ..ModelConfig::new(Architecture::Gpt2, 1, 4, 128, 64)
     };
     let llama = ModelConfig {
         vocab_size: 512,
         kv_heads: 2,
-        ..ModelConfig::new(Architecture::Llama, 2, 4, 128, 64)
+        ..ModelConfig::new(Architecture::Llama, 1, 4, 128, 64)
     };
     vec![
         (
@@ -98,8 +99,9 @@ fn shapes() -> Vec<(&'static str, ModelConfig, usize)> {
         (
             "llama, wider than long",
             ModelConfig {
+                vocab_size: 65,
                 tied_embeddings: true,
-                ..ModelConfig::new(Architecture::Llama, 1, 6, 384, 32)
+                ..ModelConfig::new(Architecture::Llama, 1, 6, 384, 16)
             },
             16,
         ),
@@ -123,24 +125,13 @@ fn shapes() -> Vec<(&'static str, ModelConfig, usize)> {
             16,
         ),
     ]
-    .into_iter()
-    .map(|(name, config, rows)| {
-        (
-            name,
-            ModelConfig {
-                vocab_size: config.vocab_size.max(65),
-                ..config
-            },
-            rows,
-        )
-    })
-    .collect()
 }
 
 fn same_bits(dtype: ComputeDtype) {
     let _threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
     for (name, config, rows) in shapes() {
-        let slot = batch(&config, 2, rows, 1);
+        let micro_batches = if config.dropout > 0.0 { 2 } else { 1 };
+        let slot = batch(&config, micro_batches, rows, 1);
         let other = batch(&config, 1, 1, 2);
         let seed = dropout_seed(1, 2, 3);
         pin_threads(1).unwrap();
@@ -236,7 +227,7 @@ fn models_in_one_process_do_not_share_their_dropout() {
 fn bfloat16_is_near_float32() {
     let _threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
     pin_threads(2).unwrap();
-    for (name, config, rows) in shapes() {
+    for (name, config, rows) in shapes().into_iter().skip(2).step_by(2) {
         let config = ModelConfig {
             dropout: 0.0,
             ..config
