@@ -14,6 +14,7 @@ pub mod shard;
 #[cfg(test)]
 mod testing;
 pub mod tree;
+mod view;
 pub mod worker;
 
 pub use coordinator::Coordinator;

@@ -3,6 +3,7 @@
 use everstep_protocol::coordinator::Event as CoordinatorEvent;
 use everstep_protocol::{Member, Role};
 
+use crate::process::Machine;
 use crate::scenario::Fault;
 use crate::world::{Happening, Local, Reason, World};
 
@@ -27,6 +28,26 @@ impl World<'_> {
             .collect()
     }
 
+    /// Hosts of the replicas of a random block, in the view of some leader.
+    fn hosts_of_a_block(&mut self) -> Vec<usize> {
+        let block = self.random.below(u64::from(self.scenario.num_blocks)) as usize;
+        let view = self.actors.iter().find_map(|actor| match &actor.machine {
+            Some(Machine::Coordinator(machine)) if machine.is_leading() => machine.view(),
+            _ => None,
+        });
+        let mut hosts: Vec<usize> = view
+            .and_then(|view| view.placements.get(block))
+            .into_iter()
+            .flat_map(|placement| placement.replicas())
+            .filter_map(|member| self.actor_of(member))
+            .map(|actor| self.actors[actor].host)
+            .filter(|host| self.hosts[*host].is_up)
+            .collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        hosts
+    }
+
     pub(crate) fn strike(&mut self, fault: Fault) {
         if !self.is_chaos || self.is_finished {
             return;
@@ -46,6 +67,14 @@ impl World<'_> {
             }
             Fault::CrashAllShards => {
                 let hosts = self.hosts_of(Role::Shard);
+                let any = !hosts.is_empty();
+                for host in hosts {
+                    self.crash(host);
+                }
+                any
+            }
+            Fault::CrashBlock => {
+                let hosts = self.hosts_of_a_block();
                 let any = !hosts.is_empty();
                 for host in hosts {
                     self.crash(host);

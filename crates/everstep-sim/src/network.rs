@@ -105,11 +105,11 @@ impl World<'_> {
             at_ms = self.after(50, 900);
         }
         let link = self.network.link(source, sink);
+        let reorders = self.is_chaos && self.scenario.faults.contains(&Fault::Reorder);
         // Whole blocks travel beside the other messages.
-        let keeps_order = !matches!(message, Message::Seed { .. })
-            && !(self.is_chaos && self.scenario.faults.contains(&Fault::Reorder));
+        let is_seed = matches!(message, Message::Seed { .. });
         // A late message of an ordered link holds back those behind it.
-        if keeps_order {
+        if !(reorders || is_seed) {
             at_ms = at_ms.max(self.network.last_ms[link]);
             self.network.last_ms[link] = at_ms;
         }

@@ -16,6 +16,8 @@ pub enum Fault {
     CrashCoordinator,
     /// All shards die at once: every replica is lost.
     CrashAllShards,
+    /// All replicas of one block die, other shards live on.
+    CrashBlock,
     /// Everything dies at once.
     CrashAll,
     /// A process dies in the middle of carrying out effects.
@@ -48,11 +50,12 @@ pub enum Fault {
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Fault; 18] = [
+    pub const ALL: [Fault; 19] = [
         Fault::CrashWorker,
         Fault::CrashShard,
         Fault::CrashCoordinator,
         Fault::CrashAllShards,
+        Fault::CrashBlock,
         Fault::CrashAll,
         Fault::CrashMidway,
         Fault::Freeze,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::machine::{Coordinator, Phase};
+use super::members::is_live;
 use super::{Effect, Note};
 use crate::ids::{BlockId, Member, Step};
 use crate::message::{Message, Numerics};
@@ -150,38 +151,41 @@ impl<N: Numerics> Coordinator<N> {
         }
     }
 
-    /// A shard that was to store parts of a checkpoint is lost: another does it, or it is too late.
-    pub(super) fn reassign_snapshots(&mut self, lost: Member) {
-        let placements = self
-            .view
-            .as_ref()
-            .map(|view| view.placements.clone())
-            .unwrap_or_default();
+    /// Where a shard that was to store a block holds it no more, another one does, while the version is current. Later only a shard
+    /// that is still there may have stored it.
+    pub(super) fn reassign_snapshots(&mut self) {
+        let Some(view) = &self.view else {
+            return;
+        };
         let step = self.work.step;
-        let affected: Vec<Step> =
-            self.checkpoints
-                .iter()
-                .filter(|(_, checkpoint)| {
-                    checkpoint.storers.iter().any(|(block, storer)| {
-                        *storer == lost && !checkpoint.stored.contains(block)
-                    })
-                })
-                .map(|(version, _)| *version)
-                .collect();
-        for version in affected {
-            if version < step {
-                self.checkpoints.remove(&version);
-                self.note(Note::CheckpointAbandoned { version });
-                continue;
-            }
-            if let Some(checkpoint) = self.checkpoints.get_mut(&version) {
-                for (storer, placement) in checkpoint.storers.values_mut().zip(&placements) {
-                    if *storer == lost {
-                        *storer = placement.storer();
-                    }
+        let mut reassigned = Vec::new();
+        let mut abandoned = Vec::new();
+        for (version, checkpoint) in &mut self.checkpoints {
+            let missing = checkpoint
+                .storers
+                .iter_mut()
+                .zip(&view.placements)
+                .filter(|((block, _), _)| !checkpoint.stored.contains(block));
+            for ((_, storer), placement) in missing {
+                if placement.replicas().any(|member| member == *storer) {
+                    continue;
+                }
+                if *version == step {
+                    *storer = placement.storer();
+                    reassigned.push(*version);
+                } else if !is_live(&self.peers, *storer) {
+                    abandoned.push(*version);
                 }
             }
+        }
+        reassigned.dedup();
+        abandoned.dedup();
+        for version in reassigned {
             self.ask_for_snapshots(version);
+        }
+        for version in abandoned {
+            self.checkpoints.remove(&version);
+            self.note(Note::CheckpointAbandoned { version });
         }
     }
 

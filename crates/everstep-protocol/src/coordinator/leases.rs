@@ -1,6 +1,7 @@
 //! Leases: which worker computes which task of the step.
 
 use super::machine::{Coordinator, Phase};
+use super::members::is_live;
 use super::{Effect, Note};
 use crate::ids::{Member, Role, SlotRange, Step};
 use crate::message::{Message, Numerics, Status, Task, ViewId};
@@ -245,10 +246,7 @@ impl<N: Numerics> Coordinator<N> {
             let Some(worker) = item.done else {
                 continue;
             };
-            if peers
-                .get(&(worker.role, worker.index))
-                .is_some_and(|peer| peer.member == worker)
-            {
+            if is_live(peers, worker) {
                 item.done = None;
                 item.holders = vec![(worker, now_ms)];
             } else {

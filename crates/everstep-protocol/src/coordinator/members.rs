@@ -32,6 +32,13 @@ fn weight(status: &Status) -> u64 {
     }
 }
 
+/// Whether this life is a member.
+pub(super) fn is_live(peers: &BTreeMap<(Role, u32), Peer>, member: Member) -> bool {
+    peers
+        .get(&(member.role, member.index))
+        .is_some_and(|peer| peer.member == member)
+}
+
 impl<N: Numerics> Coordinator<N> {
     pub(super) fn live(&self, role: Role) -> Vec<Member> {
         self.peers
@@ -42,9 +49,7 @@ impl<N: Numerics> Coordinator<N> {
     }
 
     pub(super) fn is_live(&self, member: Member) -> bool {
-        self.peers
-            .get(&(member.role, member.index))
-            .is_some_and(|peer| peer.member == member)
+        is_live(&self.peers, member)
     }
 
     /// Whether a message may be taken from this life of its sender. Lives that were declared lost are told to end; those
@@ -202,6 +207,7 @@ impl<N: Numerics> Coordinator<N> {
             .map(|view| view.restored_from)
             .unwrap_or_default();
         self.publish(now_ms, placements, restored_from);
+        self.reassign_snapshots();
     }
 
     fn placements(&self) -> Vec<Placement> {
@@ -253,7 +259,6 @@ impl<N: Numerics> Coordinator<N> {
             self.note(Note::ShardPromoted { member, blocks });
         }
         self.republish(now_ms, placements);
-        self.reassign_snapshots(lost);
         if self.phase == Phase::Restoring {
             self.try_start(now_ms);
         }
@@ -261,7 +266,10 @@ impl<N: Numerics> Coordinator<N> {
 
     fn join_shard(&mut self, now_ms: u64, joined: Member) {
         let mut placements = self.placements();
-        if placement::add_joining(&mut placements, &[joined], self.config.replication) {
+        let num_shards = self.live(Role::Shard).len();
+        let fills = placement::add_joining(&mut placements, &[joined], self.config.replication);
+        let shares = placement::take_share(&mut placements, joined, num_shards);
+        if fills || shares {
             self.republish(now_ms, placements);
         } else {
             self.send_view(now_ms, joined);
@@ -330,6 +338,7 @@ impl<N: Numerics> Coordinator<N> {
             }
         }
         for (member, blocks) in blocks_by_member {
+            placement::trim(&mut placements, member, self.config.replication);
             self.note(Note::BackupSeeded { member, blocks });
         }
         self.republish(now_ms, placements);

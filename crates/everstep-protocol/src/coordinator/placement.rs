@@ -118,6 +118,64 @@ pub fn add_joining(placements: &mut [Placement], candidates: &[Member], replicat
     added
 }
 
+/// Lists `joined` as joining replica of blocks of those members that hold most, until it would hold its fair share. When it is seeded,
+/// [`trim`] takes the surplus replica out. Returns whether any was listed.
+pub fn take_share(placements: &mut [Placement], joined: Member, num_shards: usize) -> bool {
+    let mut counts = replicas(placements);
+    let total: usize = counts.values().sum();
+    let share = total / num_shards.max(1);
+    let mut added = false;
+    while count_of(&counts, joined) < share {
+        let heaviest = |placement: &Placement| {
+            placement
+                .replicas()
+                .map(|member| (count_of(&counts, member), member))
+                .max()
+        };
+        let pick = (0..placements.len())
+            .filter(|block| {
+                let placement = &placements[*block];
+                placement.role_of(joined).is_none() && placement.joining.is_empty()
+            })
+            .filter_map(|block| Some((heaviest(&placements[block])?, block)))
+            .max_by_key(|((count, member), block)| (*count, *member, std::cmp::Reverse(*block)));
+        let Some(((count, heavy), block)) = pick else {
+            break;
+        };
+        if count <= count_of(&counts, joined) + 1 {
+            break;
+        }
+        placements[block].joining.push(joined);
+        *counts.entry(joined).or_insert(0) += 1;
+        // It will be the one that goes.
+        *counts.entry(heavy).or_insert(1) -= 1;
+        added = true;
+    }
+    added
+}
+
+/// Takes surplus replicas out, from the members that hold most, but never `fresh`. All replicas must be full.
+pub fn trim(placements: &mut [Placement], fresh: Member, replication: u32) {
+    let mut counts = replicas(placements);
+    for placement in placements.iter_mut() {
+        while placement.backups.len() + 1 > replication.max(1) as usize {
+            let surplus = placement
+                .replicas()
+                .filter(|member| *member != fresh)
+                .max_by_key(|member| (count_of(&counts, *member), *member));
+            let Some(surplus) = surplus else {
+                break;
+            };
+            *counts.entry(surplus).or_insert(1) -= 1;
+            if placement.primary == surplus {
+                placement.primary = placement.backups.pop().unwrap_or(fresh);
+            } else {
+                placement.backups.retain(|member| *member != surplus);
+            }
+        }
+    }
+}
+
 /// Moves primaries to backups until the counts of any two members that could exchange one differ by at most one. Returns whether any moved.
 pub fn balance(placements: &mut [Placement]) -> bool {
     let mut moved = false;

@@ -94,6 +94,27 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn a_shard_that_joins_gets_its_share(num_blocks in 1u32..40, num_shards in 1u32..6, replication in 1u32..4) {
+        let mut placements = initial(num_blocks, &shards(num_shards), replication);
+        let joined = shard(num_shards);
+        let members = shards(num_shards + 1);
+        add_joining(&mut placements, &[joined], replication);
+        take_share(&mut placements, joined, members.len());
+        for placement in &mut placements {
+            let joining = std::mem::take(&mut placement.joining);
+            placement.backups.extend(joining);
+        }
+        trim(&mut placements, joined, replication);
+        balance(&mut placements);
+        prop_assert!(are_distinct(&placements));
+        let wanted = replication.min(num_shards + 1) as usize;
+        prop_assert!(placements.iter().all(|placement| placement.replicas().count() == wanted));
+        prop_assert!(spread(&replicas(&placements), &members) <= 2);
+    }
+}
+
 #[test]
 fn two_full_shards_share_the_lead() {
     let full = vec![shards(2); 5];
