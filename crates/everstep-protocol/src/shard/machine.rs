@@ -19,6 +19,8 @@ pub struct Shard<N: Numerics> {
     pub(super) view: Option<View>,
     pub(super) ready: Option<ViewId>,
     pub(super) lineage: Lineage,
+    /// Lines that this life has held state of and given up.
+    pub(super) left: BTreeSet<Lineage>,
     pub(super) blocks: BTreeMap<BlockId, Block<N>>,
     /// Snapshots taken while an event is handled.
     pub(super) snapshots: BTreeMap<Step, Vec<(BlockId, N::State)>>,
@@ -42,6 +44,7 @@ impl<N: Numerics> Shard<N> {
             view: None,
             ready: None,
             lineage: Lineage::default(),
+            left: BTreeSet::new(),
             blocks: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             storing: BTreeSet::new(),

@@ -4,7 +4,7 @@ use super::Effect;
 use super::block::Early;
 use super::machine::Shard;
 use crate::ids::{BlockId, Lineage, Member, SlotRange, Step};
-use crate::message::{Decision, Message, Numerics};
+use crate::message::{Decision, Message, Numerics, ReplicaRole};
 use crate::tree::Insertion;
 
 impl<N: Numerics> Shard<N> {
@@ -175,7 +175,15 @@ impl<N: Numerics> Shard<N> {
             }
             self.settle(now_ms, id);
         }
-        self.send_leader(Message::Applied { lineage, step });
+        let behind = self.blocks.iter().any(|(id, block)| {
+            matches!(
+                self.role(*id),
+                Some(ReplicaRole::Primary | ReplicaRole::Backup)
+            ) && block.version().is_none_or(|version| version <= step)
+        });
+        if !behind {
+            self.send_leader(Message::Applied { lineage, step });
+        }
     }
 
     /// What an earlier leader decided and is not applied yet is for the new leader to decide again: it may count on fewer

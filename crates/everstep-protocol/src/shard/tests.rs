@@ -379,10 +379,8 @@ fn the_log_of_an_empty_replica_is_bounded() {
 fn snapshots_are_taken_by_the_last_backup_and_repeated_on_demand() {
     let mut bench = Bench::ready(1, vec![placement(0, &[1], &[]), placement(1, &[0], &[])]);
     bench.replicate(0, "g");
-    assert_eq!(
-        bench.decide(0, true),
-        ["coordinator-0#1 applied 0", "store [0] at 1"]
-    );
+    // Block 1 is still open, so the step is not applied everywhere.
+    assert_eq!(bench.decide(0, true), ["store [0] at 1"]);
     let ask = |version, blocks| Message::Snapshot {
         epoch: Epoch(1),
         version: Step(version),
@@ -474,6 +472,26 @@ fn another_line_empties_the_shard_and_hides_old_messages() {
     assert_eq!(bench.partial(5, 0, 4, "g"), Vec::<String>::new());
     assert_eq!(bench.ack(member(1), 5), Vec::<String>::new());
     assert_eq!(bench.decide(5, false), Vec::<String>::new());
+}
+
+#[test]
+fn a_line_that_was_left_is_only_joined_by_a_new_life() {
+    let mut bench = Bench::ready(0, vec![placement(0, &[1], &[])]);
+    let later = |number, lineage| View {
+        epoch: Epoch(2),
+        lineage,
+        ..view(number, vec![placement(0, &[1], &[])])
+    };
+    bench.view(later(1, Lineage(LINE.0 + 1)));
+    assert_eq!(bench.view(later(2, LINE)), ["Restart"]);
+}
+
+#[test]
+fn a_step_is_only_reported_applied_when_it_is() {
+    let mut bench = Bench::ready(1, vec![placement(0, &[1], &[])]);
+    assert_eq!(bench.decide(0, false), Vec::<String>::new());
+    bench.replicate(0, "g");
+    assert_eq!(bench.decide(0, false), ["coordinator-0#1 applied 0"]);
 }
 
 #[test]

@@ -26,6 +26,11 @@ impl<N: Numerics> Shard<N> {
             _ => {}
         }
         if view.lineage != self.lineage {
+            if self.left.contains(&view.lineage) {
+                // What this life acknowledged on that line is still counted there, and is gone: only a new life may join it.
+                return self.end(Effect::Restart);
+            }
+            self.left.insert(self.lineage);
             self.blocks.clear();
             self.storing.clear();
             self.stored.clear();
