@@ -86,16 +86,15 @@ pub(crate) fn process(args: ProcessArgs) -> anyhow::Result<()> {
         let telemetry = run.telemetry(process, true)?;
         let outcome = run_process(run.clone(), run_dir, process).await;
         telemetry.shutdown();
-        match outcome {
-            Ok(()) => Ok(()),
+        let code = match outcome {
+            Ok(()) => 0,
             Err(error) => {
                 eprintln!("error: {error}");
-                tracing::error!(%error, "the process ends");
-                let code = if matches!(error, ProcessError::User(_)) { EXIT_USER_ERROR } else { 1 };
-                // Device threads may still be inside libtorch; there is nothing left to save.
-                std::process::exit(code)
+                if matches!(error, ProcessError::User(_)) { EXIT_USER_ERROR } else { 1 }
             }
-        }
+        };
+        // The device thread may be inside libtorch and the thread that reads the agent's notices blocks; there is nothing left to save.
+        std::process::exit(code)
     })
 }
 

@@ -21,6 +21,9 @@ use crate::topology::{ActorRole, Topology};
 /// Exit code of a process whose user made a mistake; restarting cannot help.
 pub const EXIT_USER_ERROR: i32 = 2;
 
+/// How long processes may take to end after the first one ended because the run is over.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// When and how often a dead process is started again.
 #[derive(Clone, Copy, Debug)]
 pub struct RestartPolicy {
@@ -151,17 +154,30 @@ impl Agent {
         }
         self.write_status();
         tokio::pin!(stop);
+        // Processes end by themselves only when the run is over. Those that were away when it was announced do not hear of it.
+        let mut over: Option<tokio::time::Instant> = None;
         let outcome = loop {
+            let patience = async {
+                match over {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = &mut stop => break Ok(false),
+                () = patience => break Ok(true),
                 happening = happenings.join_next() => match happening {
                     None => break Ok(true),
+                    Some(Ok(Happening::RestartDue(_))) if over.is_some() => {}
                     Some(Ok(Happening::RestartDue(index))) => {
                         if let Err(error) = self.start(index, &mut happenings) {
                             break Err(error);
                         }
                     }
                     Some(Ok(Happening::Exited(index, status))) => {
+                        if over.is_none() && status.as_ref().is_ok_and(ExitStatus::success) {
+                            over = Some(tokio::time::Instant::now() + FAREWELL);
+                        }
                         if let Err(error) = self.exited(index, status, &mut happenings).await {
                             break Err(error);
                         }
@@ -171,9 +187,7 @@ impl Agent {
             }
             self.write_status();
         };
-        if !matches!(outcome, Ok(true)) {
-            self.stop_all(&mut happenings).await;
-        }
+        self.stop_all(&mut happenings).await;
         self.write_status();
         outcome
     }

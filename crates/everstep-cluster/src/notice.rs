@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use crate::process::ProcessContext;
 
 /// Set for processes that an agent started; only then is standard input read.
-pub const AGENT_VARIABLE: &str = "EVERSTEP_AGENT";
+pub(crate) const AGENT_VARIABLE: &str = "EVERSTEP_AGENT";
 
 /// What the agent says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

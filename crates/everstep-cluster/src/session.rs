@@ -37,7 +37,7 @@ impl std::fmt::Debug for Sessions {
 /// Why sessions could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("control sessions could not start: {0}")]
-pub struct SessionError(String);
+pub(crate) struct SessionError(String);
 
 impl Sessions {
     /// Starts the node server and the gateway of this process.
@@ -80,11 +80,6 @@ impl Sessions {
         }
     }
 
-    /// Whether the session with a peer is ready.
-    pub(crate) fn is_ready(&self, process: u32, incarnation: u64) -> bool {
-        !pg::get_scoped_members(&SCOPE.to_owned(), &group(process, incarnation)).is_empty()
-    }
-
     /// Ends all sessions.
     pub(crate) fn stop(&self) {
         self.gateway.stop(None);
@@ -98,7 +93,7 @@ const SECRET_FILE: &str = "session.secret";
 ///
 /// # Errors
 /// The file cannot be written.
-pub(crate) fn make_secret(tls: &Path) -> std::io::Result<()> {
+pub fn make_secret(tls: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(tls.join(SECRET_FILE));
     let mut file = match options {

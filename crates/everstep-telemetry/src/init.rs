@@ -21,7 +21,7 @@ use crate::otlp::{Origin, Otlp};
 /// The variables that set what is logged, the more special one first. Their value is a list of `target=level`.
 const FILTER_VARIABLES: [&str; 2] = ["EVERSTEP_LOG", "RUST_LOG"];
 /// What is logged when neither is set: our crates (a target is matched by its beginning) from `info`, others from `warn`.
-const FILTER_DEFAULT: &str = "warn,everstep=info";
+const FILTER_DEFAULT: &str = "warn,everstep=info,ractor_cluster=error";
 /// The variable that sets which spans are exported, in the same syntax.
 const TRACE_VARIABLE: &str = "EVERSTEP_TRACE";
 /// Which are when it is not set: ours. Spans of the actor library in between are left out, and children connected.

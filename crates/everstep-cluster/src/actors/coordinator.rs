@@ -59,6 +59,8 @@ pub(crate) struct CoordinatorState {
     step_started: Instant,
     step_span: Span,
     status_written_ms: u64,
+    /// The run is over: that processes go now is not worth an event.
+    finished: bool,
 }
 
 impl Actor for CoordinatorActor {
@@ -96,6 +98,7 @@ impl Actor for CoordinatorActor {
             step_started: Instant::now(),
             step_span: Span::none(),
             status_written_ms: 0,
+            finished: false,
         };
         // The first coordinator of the topology does not wait for another one to lead.
         if address.index == 0 {
@@ -168,6 +171,9 @@ impl CoordinatorState {
     /// A process that is gone takes all its members along.
     fn peer(&mut self, myself: &ActorRef<CoordinatorMessage>, event: PeerEvent) -> Result<(), ActorProcessingErr> {
         let PeerEvent::Down { process, incarnation } = event else { return Ok(()) };
+        if self.finished {
+            return Ok(());
+        }
         let router = self.context.router.clone();
         let in_process = |member: &Member| {
             let address = ActorAddress { role: member.role.into(), index: member.index };
@@ -200,7 +206,10 @@ impl CoordinatorState {
             }
             Effect::Broadcast { message } => {
                 let router = &self.context.router;
-                for role in [ActorRole::Coordinator, ActorRole::Worker, ActorRole::Shard] {
+                // Loaders take no part in the protocol; all they need to hear is the end.
+                let loaders = matches!(message, Message::Finish { .. }).then_some(ActorRole::Loader);
+                let roles = [ActorRole::Coordinator, ActorRole::Worker, ActorRole::Shard];
+                for role in roles.into_iter().chain(loaders) {
                     for to in router.actors(role).filter(|to| *to != self.address) {
                         router.send(from, to, ClusterMessage::Protocol(message.clone()));
                     }
@@ -223,6 +232,7 @@ impl CoordinatorState {
             }
             Effect::Note(note) => self.note(note),
             Effect::Finished => {
+                self.finished = true;
                 self.write_status();
                 tracing::info!("the last step is committed");
                 self.context.finish();

@@ -18,8 +18,6 @@ use crate::run::RunContext;
 pub(crate) enum Job {
     /// Put a block of parameters in place.
     Load {
-        /// Their version.
-        version: Step,
         /// The block.
         block: BlockId,
         /// The values.
@@ -83,7 +81,7 @@ fn serve(run: &RunContext, queue: &mpsc::Receiver<Job>, worker: &ActorRef<Worker
     let mut model: Model = run.build_model()?;
     while let Ok(job) = queue.recv() {
         match job {
-            Job::Load { block, parameters, .. } => {
+            Job::Load { block, parameters } => {
                 let offset = run.layout().blocks()[block as usize].offset;
                 model.set_parameters(offset, parameters.as_bytes()).map_err(|error| error.to_string())?;
             }

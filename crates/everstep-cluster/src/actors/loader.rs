@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use everstep_protocol::Message;
 use everstep_telemetry::names::span;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
@@ -40,7 +41,14 @@ impl Actor for Loader {
 
     async fn handle(&self, _myself: ActorRef<LoaderMessage>, message: LoaderMessage, state: &mut LoaderState) -> Result<(), ActorProcessingErr> {
         let Delivery { from, message, trace, .. } = message.0;
-        let ClusterMessage::BatchRequest { step, task } = message else { return Ok(()) };
+        let (step, task) = match message {
+            ClusterMessage::BatchRequest { step, task } => (step, task),
+            ClusterMessage::Protocol(Message::Finish { .. }) => {
+                state.context.finish();
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
         let span = tracing::info_span!(span::BATCH, step = step.0);
         trace.adopt(&span);
         let _entered = span.enter();

@@ -168,8 +168,8 @@ impl WorkerState {
                         self.fetch(step, task);
                     }
                 }
-                Effect::LoadParameters { version, block, parameters } => {
-                    self.device.send(Job::Load { version, block, parameters })?;
+                Effect::LoadParameters { block, parameters, .. } => {
+                    self.device.send(Job::Load { block, parameters })?;
                 }
                 Effect::Compute { step, task } => {
                     self.waiting = Some((step, task));
