@@ -1,6 +1,6 @@
 //! The wire format: rkyv mirrors of what actors say, validated before anything is read from them.
 //!
-//! A message is a prefix (magic, version) and an archived [`body::Envelope`]. Messages without tensors travel whole on the control session.
+//! A message is a prefix (magic, version, checksum) and an archived [`body::Envelope`]. Messages without tensors travel whole on the control session.
 //! Messages with tensors travel as frames: the envelope is the frame's header, and the payload is raw little-endian values that are never
 //! copied through an archive.
 //!
@@ -24,6 +24,9 @@ use crate::topology::ActorAddress;
 /// Version of this format; peers of another version are refused by the transport already.
 const VERSION: u8 = 1;
 const PREFIX: [u8; 4] = [b'E', b'V', b'M', VERSION];
+/// Bytes of the archive's BLAKE3 that follow the prefix. An archive is read from its end, so the front part of one can be a valid
+/// archive of something else; validation alone would not notice.
+const CHECKSUM_BYTES: usize = 8;
 
 /// Who says something to whom, and in which span.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,6 +68,9 @@ pub(crate) enum WireError {
         /// The first bytes.
         found: Vec<u8>,
     },
+    /// The archive is not the one that was sent.
+    #[error("message is damaged: checksum does not match")]
+    Checksum,
     /// The archive does not hold together.
     #[error("message is damaged: {0}")]
     Archive(rancor::Error),
@@ -85,13 +91,22 @@ pub(crate) enum WireError {
 pub(crate) fn encode(envelope: &Envelope, message: ClusterMessage) -> Encoded {
     let (body, payload) = convert::to_wire(message);
     let archived = rkyv::to_bytes::<rancor::Error>(&convert::envelope_to_wire(envelope, body)).expect("an archive in memory cannot fail");
-    let mut bytes = Vec::with_capacity(PREFIX.len() + archived.len());
-    bytes.extend_from_slice(&PREFIX);
-    bytes.extend_from_slice(&archived);
+    let bytes = seal(&archived);
     match payload {
-        None => Encoded::Control(bytes.into()),
-        Some(payload) => Encoded::Tensor { header: bytes.into(), payload },
+        None => Encoded::Control(bytes),
+        Some(payload) => Encoded::Tensor { header: bytes, payload },
     }
+}
+
+/// Puts prefix and checksum before an archive.
+fn seal(archive: &[u8]) -> Bytes {
+    [&PREFIX[..], &checksum(archive)[..], archive].concat().into()
+}
+
+fn checksum(archive: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut checksum = [0; CHECKSUM_BYTES];
+    checksum.copy_from_slice(&blake3::hash(archive).as_bytes()[..CHECKSUM_BYTES]);
+    checksum
 }
 
 /// Decodes a message without tensors.
@@ -111,13 +126,34 @@ pub(crate) fn decode_tensor(header: &[u8], payload: Bytes) -> Result<(Envelope, 
 }
 
 fn decode(bytes: &[u8], payload: Option<Bytes>) -> Result<(Envelope, ClusterMessage), WireError> {
-    let Some(archive) = bytes.strip_prefix(&PREFIX) else {
+    let Some(sealed) = bytes.strip_prefix(&PREFIX) else {
         return Err(WireError::Prefix { found: bytes[..bytes.len().min(PREFIX.len())].to_vec() });
+    };
+    let archive = match sealed.split_first_chunk::<CHECKSUM_BYTES>() {
+        Some((sent, archive)) if *sent == checksum(archive) => archive,
+        _ => return Err(WireError::Checksum),
     };
     let mut aligned = AlignedVec::<16>::with_capacity(archive.len());
     aligned.extend_from_slice(archive);
     let wire = rkyv::from_bytes::<body::Envelope, rancor::Error>(&aligned).map_err(WireError::Archive)?;
-    convert::from_wire(wire, payload)
+    let extra = payload.clone();
+    let (envelope, message) = convert::from_wire(wire, payload)?;
+    match extra {
+        Some(extra) if !has_tensors(&message) => Err(WireError::Payload(format!("{} bytes with a message that has none", extra.len()))),
+        _ => Ok((envelope, message)),
+    }
+}
+
+/// Whether a message travels as a frame.
+fn has_tensors(message: &ClusterMessage) -> bool {
+    use everstep_protocol::Message;
+    matches!(
+        message,
+        ClusterMessage::Batch { .. }
+            | ClusterMessage::Protocol(
+                Message::Parameters { .. } | Message::Partial { .. } | Message::Replicate { .. } | Message::Seed { .. }
+            )
+    )
 }
 
 /// The tensors of a message, as one payload.
@@ -127,8 +163,7 @@ fn payload_of(message: &StepMessage) -> Option<Bytes> {
         Message::Parameters { parameters, .. } => parameters.to_bytes(),
         Message::Partial { gradient, .. } | Message::Replicate { gradient, .. } => gradient.values.to_bytes(),
         Message::Seed { state, .. } => {
-            let parts = [&state.parameters, &state.first_moment, &state.second_moment];
-            parts.iter().flat_map(|part| part.as_bytes()).copied().collect::<Vec<u8>>().into()
+            [&state.parameters, &state.first_moment, &state.second_moment].map(FloatBuffer::as_bytes).concat().into()
         }
         _ => return None,
     })
@@ -148,7 +183,7 @@ fn parameters(payload: Bytes, dtype: u8) -> Result<Parameters, WireError> {
 }
 
 fn state(payload: &Bytes) -> Result<BlockState, WireError> {
-    if payload.len() % 12 != 0 {
+    if !payload.len().is_multiple_of(12) {
         return Err(WireError::Payload(format!("{} bytes are not three equal parts of float32", payload.len())));
     }
     let part = payload.len() / 3;
