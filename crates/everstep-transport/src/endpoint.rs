@@ -1,19 +1,21 @@
 //! A process's UDP socket: it listens and dials, and lets nobody in whom the cluster CA does not know.
 
+mod error;
+mod socket;
+
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::crypto::{CryptoError, HmacKey};
-use quinn::{EndpointConfig, ServerConfig, TokioRuntime};
-use quinn_proto::HashedConnectionIdGenerator;
+use quinn::{ServerConfig, TokioRuntime};
 use rustls_pki_types::CertificateDer;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
+pub use self::error::{BindError, ConnectError};
+use self::socket::{endpoint_config, socket};
 use crate::connection::Connection;
 use crate::hello::{Hello, HelloError, read_hello, write_hello};
 use crate::identity::{Identity, certificate_names};
@@ -22,118 +24,10 @@ use crate::options::TransportOptions;
 use crate::peers::{Dialled, Link, Peers};
 use crate::reason::{CloseReason, Refusal, RefusalKind};
 
-/// Largest UDP payload there is.
-const UDP_PAYLOAD_BYTES_MAX: u16 = 65_527;
 /// Accepted connections that wait for [`Endpoint::accept`]; more wait in QUIC.
 const ACCEPTED_MAX: usize = 64;
 /// Handshakes under way at once; connection attempts beyond wait in QUIC.
 const HANDSHAKES_MAX: usize = 256;
-
-/// Why an endpoint could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// The address cannot be had.
-    #[error("cannot listen on {addr}: {source}")]
-    Address {
-        /// The address asked for.
-        addr: SocketAddr,
-        /// What the system said, for example that the port is in use.
-        source: io::Error,
-    },
-    /// An option has a value that cannot work.
-    #[error("transport options: {0}")]
-    Options(&'static str),
-    /// The name in the hello and the name in the certificate differ.
-    #[error("process `{hello}` cannot use the certificate of `{certificate}`")]
-    Name {
-        /// The name in the hello.
-        hello: String,
-        /// The name in the certificate.
-        certificate: String,
-    },
-    /// TLS does not take the identity.
-    #[error("certificate of `{name}`: {source}")]
-    Identity {
-        /// The process's name.
-        name: String,
-        /// What TLS said.
-        source: rustls::Error,
-    },
-}
-
-/// Why a peer could not be reached.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// Nobody listens there.
-    #[error("cannot connect to `{name}` at {addr}: no process listens there")]
-    NobodyThere {
-        /// The process dialled.
-        name: String,
-        /// Its address.
-        addr: SocketAddr,
-    },
-    /// The peer did not answer in time.
-    #[error("cannot connect to `{name}` at {addr}: no answer")]
-    TimedOut {
-        /// The process dialled.
-        name: String,
-        /// Its address.
-        addr: SocketAddr,
-    },
-    /// One side did not accept the other's certificate.
-    #[error("cannot connect to `{name}` at {addr}: certificate not accepted: {detail}")]
-    Certificate {
-        /// The process dialled.
-        name: String,
-        /// Its address.
-        addr: SocketAddr,
-        /// What TLS said.
-        detail: String,
-    },
-    /// The peer did not accept our hello.
-    #[error("cannot connect to `{name}` at {addr}: refused by the peer: {refusal}")]
-    RefusedByPeer {
-        /// The process dialled.
-        name: String,
-        /// Its address.
-        addr: SocketAddr,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// We did not accept the peer's hello.
-    #[error("cannot connect to `{name}` at {addr}: refused here: {refusal}")]
-    RefusedHere {
-        /// The process dialled.
-        name: String,
-        /// Its address.
-        addr: SocketAddr,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// Anything else.
-    #[error("cannot connect to `{name}` at {addr}: {detail}")]
-    Failed {
-        /// The process dialled.
-        name: String,
-        /// Its address.
-        addr: SocketAddr,
-        /// What happened.
-        detail: String,
-    },
-}
-
-impl ConnectError {
-    /// Whether dialling again later may succeed without anybody changing a configuration.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::NobodyThere { .. } | Self::TimedOut { .. } | Self::Failed { .. } => true,
-            Self::Certificate { .. } => false,
-            Self::RefusedByPeer { refusal, .. } | Self::RefusedHere { refusal, .. } => {
-                matches!(refusal.kind, RefusalKind::Duplicate | RefusalKind::Stale)
-            }
-        }
-    }
-}
 
 /// A process's UDP socket. Clones share it; when the last clone is dropped it stops to listen, and its connections live on.
 #[derive(Clone)]
@@ -488,50 +382,4 @@ fn server_config(
         .transport_config(options.quic(peer, window_bytes))
         .migration(false);
     config
-}
-
-/// Stateless resets and connection ids come from a secret that outlives the process: when it restarts on the same port,
-/// packets for its predecessor are answered with a reset that the peer believes.
-fn endpoint_config(secret: [u8; 32]) -> EndpointConfig {
-    let mut config = EndpointConfig::new(Arc::new(ResetKey(secret)));
-    let [c0, c1, c2, c3, c4, c5, c6, c7, ..] =
-        blake3::derive_key("everstep-transport 1 connection ids", &secret);
-    let cid_key = u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]);
-    config
-        .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)))
-        .max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX)
-        .expect("the constant is within QUIC's bounds");
-    config
-}
-
-struct ResetKey([u8; 32]);
-
-impl HmacKey for ResetKey {
-    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
-        signature_out.copy_from_slice(blake3::keyed_hash(&self.0, data).as_bytes());
-    }
-
-    fn signature_len(&self) -> usize {
-        blake3::OUT_LEN
-    }
-
-    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
-        let expected = blake3::keyed_hash(&self.0, data);
-        // Comparing with a `Hash` takes constant time.
-        match <[u8; blake3::OUT_LEN]>::try_from(signature) {
-            Ok(signature) if expected == signature => Ok(()),
-            _ => Err(CryptoError),
-        }
-    }
-}
-
-/// Binds the socket, asks for large buffers, and says how many bytes may be in flight on loopback.
-fn socket(addr: SocketAddr, options: &TransportOptions) -> io::Result<(Socket, u64)> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.bind(&addr.into())?;
-    socket.set_recv_buffer_size(options.socket_buffer_bytes)?;
-    socket.set_send_buffer_size(options.socket_buffer_bytes)?;
-    // The kernel counts its own overhead, too: what fits is about half of what it says.
-    let granted = socket.recv_buffer_size()? as u64;
-    Ok((socket, options.loopback_window_bytes.min(granted / 2)))
 }
