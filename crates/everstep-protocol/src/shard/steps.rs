@@ -159,9 +159,14 @@ impl<N: Numerics> Shard<N> {
         if lineage != self.lineage {
             return;
         }
+        // Only this leader's view tells what is not wanted any more; it may count on blocks that the one before had unlisted.
+        let has_view = self
+            .view
+            .as_ref()
+            .is_some_and(|view| view.epoch == self.allegiance.epoch());
         let ids: Vec<BlockId> = self.blocks.keys().copied().collect();
         for id in ids {
-            let listed = self.role(id).is_some();
+            let listed = !has_view || self.role(id).is_some();
             let Some(block) = self.blocks.get_mut(&id) else {
                 continue;
             };

@@ -487,6 +487,33 @@ fn a_line_that_was_left_is_only_joined_by_a_new_life() {
 }
 
 #[test]
+fn an_unlisted_block_serves_a_new_leader_whose_view_is_late() {
+    let mut bench = Bench::ready(1, vec![placement(1, &[0], &[])]);
+    bench.partial(0, 0, 4, "g");
+    bench.view(view(2, vec![placement(0, &[2], &[])]));
+    let announce = Message::Announce { epoch: Epoch(2) };
+    bench.hear(coordinator(1), announce);
+    let decide = Message::Decide {
+        epoch: Epoch(2),
+        lineage: LINE,
+        step: Step(0),
+        decision: decision(0.0),
+        snapshot: false,
+    };
+    bench.hear(coordinator(1), decide);
+    assert_eq!(bench.state(0).0, 1);
+    let late = View {
+        epoch: Epoch(2),
+        leader: coordinator(1),
+        ..view(1, vec![placement(1, &[], &[])])
+    };
+    assert_eq!(
+        bench.hear(coordinator(1), Message::View(late)),
+        ["coordinator-1#1 ready 1"]
+    );
+}
+
+#[test]
 fn a_step_is_only_reported_applied_when_it_is() {
     let mut bench = Bench::ready(1, vec![placement(0, &[1], &[])]);
     assert_eq!(bench.decide(0, false), Vec::<String>::new());
