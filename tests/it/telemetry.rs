@@ -26,9 +26,11 @@ fn one_trace_spans_coordinator_worker_loader_and_shard() {
             wanted.iter().all(|name| names.contains(name))
         })
     };
-    let spans = collector.wait_for(Duration::from_secs(20), |spans| whole(spans).is_some()).unwrap_or_else(|spans| {
-        let names: BTreeSet<(String, String)> = spans.iter().map(|span| (span.process().to_owned(), span.name.clone())).collect();
-        panic!("no trace has all of {wanted:?}; there are {names:?}")
+    let received = collector.wait_for(Duration::from_secs(20), |spans| whole(spans).is_some());
+    let spans = received.unwrap_or_else(|error| {
+        let spans = collector.spans();
+        let names: BTreeSet<(&str, &str)> = spans.iter().map(|span| (span.process(), span.name.as_str())).collect();
+        panic!("no trace has all of {wanted:?} ({error}); there are {names:?}")
     });
     let trace = whole(&spans).unwrap();
     let processes: BTreeSet<&str> = spans.iter().filter(|span| span.trace_id == trace).map(ReceivedSpan::process).collect();

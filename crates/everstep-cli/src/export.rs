@@ -29,6 +29,13 @@ pub(crate) fn run(args: ExportArgs) -> anyhow::Result<()> {
         let data = &bytes[start..start + 4 * parameter.num_elements()];
         tensors.push((parameter.name.clone(), TensorView::new(Dtype::F32, parameter.shape.clone(), data)?));
     }
+    // Tensors that Hugging Face's class has and ours leaves out because they are always zero.
+    let zeros = everstep_model::hugging_face::zero_tensors(&run.config.model);
+    let zero_bytes = vec![0; 4 * zeros.iter().map(everstep_optim::ParameterSpec::num_elements).max().unwrap_or(0)];
+    for parameter in &zeros {
+        let data = &zero_bytes[..4 * parameter.num_elements()];
+        tensors.push((parameter.name.clone(), TensorView::new(Dtype::F32, parameter.shape.clone(), data)?));
+    }
     // Written beside its place and renamed, so that nothing half-written stays under the name.
     let temporary = args.out.with_extension("partial");
     fs::create_dir_all(&temporary).map_err(|error| user(format!("{}: {error}", temporary.display())))?;

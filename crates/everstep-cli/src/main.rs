@@ -10,7 +10,6 @@ mod progress;
 mod status;
 mod train;
 
-use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -34,23 +33,12 @@ pub(crate) fn user(error: impl std::fmt::Display) -> anyhow::Error {
     UserError(error.to_string()).into()
 }
 
-/// OpenMP's threads must not spin while they wait: on a machine whose cores are shared (several workers, or anything else), spinning
-/// made a step 10 to 30 times slower. libtorch's OpenMP reads the variable when it is loaded, before `main`, so the process replaces itself
-/// once; everything that it starts inherits the variable. Whoever set it keeps what they chose.
-fn let_openmp_sleep() {
-    const VARIABLE: &str = "OMP_WAIT_POLICY";
-    if std::env::var_os(VARIABLE).is_some() {
-        return;
-    }
-    let Ok(executable) = std::env::current_exe() else { return };
-    let error = std::process::Command::new(executable).args(std::env::args_os().skip(1)).env(VARIABLE, "PASSIVE").exec();
-    // Slower, but not wrong.
-    eprintln!("warning: cannot restart with {VARIABLE}=PASSIVE: {error}");
-}
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let_openmp_sleep();
+    // Several processes share the cores: OpenMP's threads must not spin while they wait. Slower without, but not wrong.
+    if let Err(error) = everstep_torch::restart_with_passive_waits() {
+        eprintln!("warning: OpenMP's threads spin while they wait: {error}");
+    }
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),
         Command::Process(args) => train::process(args),

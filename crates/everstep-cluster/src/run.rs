@@ -48,6 +48,9 @@ pub enum RunError {
     User(String),
 }
 
+/// Most intra-op threads for which gradients have the bits of one thread.
+const THREADS_OF_EQUAL_BITS: usize = 2;
+
 /// Periods of the cluster's protocol.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -256,12 +259,13 @@ impl RunContext {
         model.with_z_loss(self.config.optimizer_extras().z_loss).map_err(|e| text(&e))
     }
 
-    /// Intra-op threads of one worker.
+    /// Intra-op threads of one worker. Gradients had the same bits with 1 and with 2 threads in every shape tried, but not with more,
+    /// so a machine with more cores does not get more by itself.
     pub(crate) fn threads(&self) -> usize {
         self.config.compute.threads.unwrap_or_else(|| {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let workers = self.topology.count(ActorRole::Worker) as usize;
-            (cores / workers).max(1)
+            (cores / workers).clamp(1, THREADS_OF_EQUAL_BITS)
         })
     }
 
@@ -282,8 +286,13 @@ impl RunContext {
     }
 
     /// What a strict run must find again.
-    fn environment(platform: &Platform) -> BTreeMap<String, String> {
+    fn environment(platform: &Platform, threads: Option<usize>) -> BTreeMap<String, String> {
+        let threads = match threads {
+            Some(threads) if threads > THREADS_OF_EQUAL_BITS => threads.to_string(),
+            _ => format!("1 to {THREADS_OF_EQUAL_BITS}"),
+        };
         BTreeMap::from([
+            ("threads".to_owned(), threads),
             ("device_kind".to_owned(), format!("{:?}", platform.device_kind)),
             ("libtorch_version".to_owned(), platform.libtorch_version.clone()),
             ("instructions".to_owned(), platform.instructions.clone()),

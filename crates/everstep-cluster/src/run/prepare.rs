@@ -129,7 +129,7 @@ impl RunContext {
             tokenizer: Digest::of(data.dataset().tokenizer().digest().as_bytes()),
             layout: Digest::from(layout.digest()),
             determinism: config.run.determinism.to_string(),
-            environment: Self::environment(&platform),
+            environment: Self::environment(&platform, config.compute.threads),
         };
         let run_id = short(identity.digest());
         let timing = Timing::default();
