@@ -101,6 +101,8 @@ impl Router {
 
     fn route(&self, from: (ActorAddress, u64), to: ActorAddress, incarnation: Option<u64>, message: ClusterMessage) {
         let Some(process) = self.process_of(to) else { return };
+        // What every protocol trouble is found with: EVERSTEP_LOG=everstep_cluster=trace.
+        tracing::trace!(from = ?from.0, ?to, ?incarnation, message = ?Named(&message), "send");
         let trace = TraceContext::current();
         if process == self.me {
             let delivery = Delivery { from: from.0, from_incarnation: from.1, message, trace };
@@ -178,6 +180,23 @@ impl Router {
         }
     }
 
+}
+
+/// Shows a message without its tensors.
+struct Named<'a>(&'a ClusterMessage);
+
+impl std::fmt::Debug for Named<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use everstep_protocol::Message;
+        match self.0 {
+            ClusterMessage::Batch { step, task, .. } => write!(f, "Batch {step:?} {task:?}"),
+            ClusterMessage::Protocol(Message::Parameters { version, block, .. }) => write!(f, "Parameters {version:?} {block}"),
+            ClusterMessage::Protocol(Message::Partial { step, range, block, .. }) => write!(f, "Partial {step:?} {range:?} {block}"),
+            ClusterMessage::Protocol(Message::Replicate { step, block, .. }) => write!(f, "Replicate {step:?} {block}"),
+            ClusterMessage::Protocol(Message::Seed { version, block, .. }) => write!(f, "Seed {version:?} {block}"),
+            other => write!(f, "{other:?}"),
+        }
+    }
 }
 
 /// Names the life of an actor that a message is from.

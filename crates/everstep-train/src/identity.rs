@@ -50,24 +50,21 @@ impl RunConfig {
             .collect()
     }
 
-    /// The first field that decides the numbers and differs between `self` (known) and `other` (given).
-    pub fn first_numeric_difference(&self, other: &Self) -> Option<NumericDifference> {
+    /// The fields that decide the numbers and differ between `self` (known) and `other` (given), by name. Fields that were left out
+    /// and follow from others differ with them.
+    pub fn numeric_differences(&self, other: &Self) -> Vec<NumericDifference> {
         let (known, given) = (self.numeric_fields(), other.numeric_fields());
         let names: BTreeSet<&String> = known.keys().chain(given.keys()).collect();
         let value = |fields: &BTreeMap<String, String>, name: &String| {
-            fields
-                .get(name)
-                .cloned()
-                .unwrap_or_else(|| "nothing".into())
+            fields.get(name).cloned().unwrap_or_else(|| "nothing".into())
         };
-        names
-            .into_iter()
-            .find(|name| known.get(*name) != given.get(*name))
-            .map(|name| NumericDifference {
-                field: name.clone(),
-                known: value(&known, name),
-                given: value(&given, name),
-            })
+        let differs = |name: &&String| known.get(*name) != given.get(*name);
+        let difference = |name: &String| NumericDifference {
+            field: name.clone(),
+            known: value(&known, name),
+            given: value(&given, name),
+        };
+        names.into_iter().filter(differs).map(difference).collect()
     }
 
     fn numeric_fields(&self) -> BTreeMap<String, String> {

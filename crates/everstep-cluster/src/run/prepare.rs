@@ -8,7 +8,7 @@ use everstep_data::Dataset;
 use everstep_optim::{Layout, TrainingNumerics};
 use everstep_store::{Digest, PutRun, RunIdentity, RunStore};
 use everstep_torch::Platform;
-use everstep_train::{Election, Pretraining, PretrainingData, RunConfig};
+use everstep_train::{Election, NumericDifference, Pretraining, PretrainingData, RunConfig};
 use everstep_transport::ClusterCa;
 
 use super::{RunContext, RunError, Timing, absolute, short};
@@ -66,7 +66,8 @@ impl RunContext {
         } else {
             say("preparing data");
             let base = absolute(&request.run_file);
-            everstep_data::open_or_prepare(&config.data, base.parent().unwrap_or(Path::new(".")), &run_dir.data())?
+            everstep_data::open_or_prepare(&config.data, base.parent().unwrap_or(Path::new(".")), &run_dir.data())
+                .map_err(|error| RunError::User(format!("{}: {error}", request.run_file.display())))?
         };
         config.resolve_vocab(dataset.vocab_size(), &request.run_file)?;
         if resuming {
@@ -153,14 +154,18 @@ impl RunContext {
 /// Refuses a run file that would give other numbers than the run that lives in `run_dir`.
 fn same_run(run_dir: &RunDir, config: &RunConfig, run_file: &Path) -> Result<(), RunError> {
     let known = RunConfig::read(&run_dir.run_file(), &[])?;
-    let Some(difference) = known.first_numeric_difference(config) else { return Ok(()) };
+    let differences = known.numeric_differences(config);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let each = |difference: &NumericDifference| {
+        format!("{} was {} and is now {}", difference.field, difference.known, difference.given)
+    };
     Err(RunError::User(format!(
-        "{}: {}: {} was started with {}, this file says {}; restore the value or choose another --run-dir",
+        "{}: this is not the run that lives in {}: {}; restore the value or choose another --run-dir",
         run_file.display(),
-        difference.field,
         run_dir.path().display(),
-        difference.known,
-        difference.given,
+        differences.iter().map(each).collect::<Vec<_>>().join(", "),
     )))
 }
 

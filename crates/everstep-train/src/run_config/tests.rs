@@ -347,7 +347,7 @@ fn a_run_file_that_is_written_out_reads_the_same() {
         config.resolve_vocab(777, Path::new("x")).unwrap();
         let again = parse(&config.to_toml(), &[]).unwrap();
         assert_eq!(config, again);
-        assert_eq!(config.first_numeric_difference(&again), None);
+        assert_eq!(config.numeric_differences(&again), []);
     }
 }
 
@@ -381,7 +381,7 @@ fn what_decides_the_numbers_is_told_from_what_does_not() {
         "compute.threads=2",
         "compute.device=cpu",
     ]);
-    assert_eq!(base.first_numeric_difference(&free), None);
+    assert_eq!(base.numeric_differences(&free), []);
     assert_eq!(base.numeric_identity(), free.numeric_identity());
     for (set, field) in [
         ("run.seed=1", "run.seed"),
@@ -394,7 +394,7 @@ fn what_decides_the_numbers_is_told_from_what_does_not() {
         ("data.context=8", "data.context"),
     ] {
         let other = small(&[set]);
-        assert_eq!(base.first_numeric_difference(&other).unwrap().field, field);
+        assert_eq!(base.numeric_differences(&other)[0].field, field);
         assert_ne!(base.numeric_identity(), other.numeric_identity(), "{set}");
     }
     let moved = small(&["data.train=[\"elsewhere.txt\"]"]);
@@ -403,7 +403,7 @@ fn what_decides_the_numbers_is_told_from_what_does_not() {
         moved.numeric_identity(),
         "the dataset's digest stands for it"
     );
-    let difference = base.first_numeric_difference(&moved).unwrap();
+    let difference = base.numeric_differences(&moved).remove(0);
     assert_eq!(
         (difference.known.as_str(), difference.given.as_str()),
         ("[\"*.txt\"]", "[\"elsewhere.txt\"]")
