@@ -7,10 +7,17 @@ use crate::support::{Workbench, everstep};
 
 /// Trains and demands exit 2 with one line that contains all of `parts`; nothing may be left in the run directory's place.
 fn refused(bench: &Workbench, arguments: &[&str], parts: &[&str]) {
-    let output = bench.train("refused", None).args(arguments).output().unwrap();
+    let output = bench
+        .train("refused", None)
+        .args(arguments)
+        .output()
+        .unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{error}");
-    let errors: Vec<&str> = error.lines().filter(|line| line.starts_with("error: ")).collect();
+    let errors: Vec<&str> = error
+        .lines()
+        .filter(|line| line.starts_with("error: "))
+        .collect();
     assert_eq!(errors.len(), 1, "{error}");
     for part in parts {
         assert!(errors[0].contains(part), "`{part}` is not in: {error}");
@@ -23,10 +30,26 @@ fn refused(bench: &Workbench, arguments: &[&str], parts: &[&str]) {
 fn mistakes_in_the_run_file_are_named() {
     let bench = Workbench::new();
     refused(&bench, &["--set", "model.hight=3"], &["run.toml", "hight"]);
-    refused(&bench, &["--set", "data.train=[\"nothing-here/*.txt\"]"], &["run.toml", "nothing-here/*.txt"]);
-    refused(&bench, &["--set", "data.context=64"], &["run.toml", "data.context", "64", "32"]);
-    refused(&bench, &["--set", "batch.rows=20"], &["run.toml", "batch.rows", "16"]);
-    refused(&bench, &["--set", "optimizer.lr=-1"], &["run.toml", "optimizer.lr"]);
+    refused(
+        &bench,
+        &["--set", "data.train=[\"nothing-here/*.txt\"]"],
+        &["run.toml", "nothing-here/*.txt"],
+    );
+    refused(
+        &bench,
+        &["--set", "data.context=64"],
+        &["run.toml", "data.context", "64", "32"],
+    );
+    refused(
+        &bench,
+        &["--set", "batch.rows=20"],
+        &["run.toml", "batch.rows", "16"],
+    );
+    refused(
+        &bench,
+        &["--set", "optimizer.lr=-1"],
+        &["run.toml", "optimizer.lr"],
+    );
     fs::write(bench.path().join("empty.txt"), "").unwrap();
     refused(&bench, &["--set", "data.train=[\"empty.txt\"]"], &["empty"]);
 }
@@ -34,12 +57,20 @@ fn mistakes_in_the_run_file_are_named() {
 #[test]
 fn a_missing_run_file_and_a_run_file_that_is_none_are_named() {
     let bench = Workbench::new();
-    let output = everstep().arg("train").arg(bench.path().join("none.toml")).output().unwrap();
+    let output = everstep()
+        .arg("train")
+        .arg(bench.path().join("none.toml"))
+        .output()
+        .unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.contains("none.toml"), "{error}");
     fs::write(bench.path().join("none.toml"), "[run\n").unwrap();
-    let output = everstep().arg("train").arg(bench.path().join("none.toml")).output().unwrap();
+    let output = everstep()
+        .arg("train")
+        .arg(bench.path().join("none.toml"))
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(2));
 }
 
@@ -48,12 +79,24 @@ fn another_model_in_the_same_run_directory_is_refused() {
     let bench = Workbench::new();
     let short = ["--set", "run.stop_at=3"];
     let output = bench.train("run", None).args(short).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let before = fs::read(bench.path().join("run/run.toml")).unwrap();
-    let output = bench.train("run", None).args(short).args(["--set", "model.width=64"]).output().unwrap();
+    let output = bench
+        .train("run", None)
+        .args(short)
+        .args(["--set", "model.width=64"])
+        .output()
+        .unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{error}");
-    assert!(error.contains("model.width") && error.contains("32") && error.contains("64"), "{error}");
+    assert!(
+        error.contains("model.width") && error.contains("32") && error.contains("64"),
+        "{error}"
+    );
     assert_eq!(fs::read(bench.path().join("run/run.toml")).unwrap(), before);
 }
 
@@ -74,25 +117,63 @@ fn a_port_in_use_is_named() {
     let port = socket.local_addr().unwrap().port();
     let topology = bench.cluster(1, 1, 1);
     let text = fs::read_to_string(&topology).unwrap();
-    fs::write(&topology, text.replacen("roles = [\"coordinator\"]", &format!("roles = [\"coordinator\"]\nport = {port}"), 1)).unwrap();
+    fs::write(
+        &topology,
+        text.replacen(
+            "roles = [\"coordinator\"]",
+            &format!("roles = [\"coordinator\"]\nport = {port}"),
+            1,
+        ),
+    )
+    .unwrap();
     let path: &Path = &topology;
-    refused(&bench, &["--topology", path.to_str().unwrap()], &["process.port of \"coordinator\"", &port.to_string()]);
+    refused(
+        &bench,
+        &["--topology", path.to_str().unwrap()],
+        &["process.port of \"coordinator\"", &port.to_string()],
+    );
 }
 
 #[test]
 fn a_certificate_of_another_authority_is_named() {
     let bench = Workbench::new();
     let topology = bench.cluster(1, 1, 1);
-    let output = bench.train("run", Some(&topology)).args(["--set", "run.stop_at=2"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = bench
+        .train("run", Some(&topology))
+        .args(["--set", "run.stop_at=2"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let other = bench.path().join("other");
-    let made = everstep().arg("certs").arg("--topology").arg(&topology).arg("--out").arg(&other).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let made = everstep()
+        .arg("certs")
+        .arg("--topology")
+        .arg(&topology)
+        .arg("--out")
+        .arg(&other)
+        .output()
+        .unwrap();
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
     for file in ["worker-0.pem", "worker-0.key"] {
         fs::copy(other.join(file), bench.path().join("run/tls").join(file)).unwrap();
     }
-    let output = bench.train("run", Some(&topology)).args(["--set", "run.stop_at=4"]).output().unwrap();
+    let output = bench
+        .train("run", Some(&topology))
+        .args(["--set", "run.stop_at=4"])
+        .output()
+        .unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{error}");
-    assert!(error.contains("worker-0.pem") && error.contains("ca.pem"), "{error}");
+    assert!(
+        error.contains("worker-0.pem") && error.contains("ca.pem"),
+        "{error}"
+    );
 }

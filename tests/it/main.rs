@@ -1,5 +1,9 @@
 //! Real processes, real sockets, real signals: the `everstep` binary as its user starts it.
-#![allow(clippy::unwrap_used, missing_docs, reason = "a test that cannot go on should say where")]
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test that cannot go on should say where"
+)]
 
 mod bad_input;
 mod kills;

@@ -3,14 +3,20 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::thread::JoinHandle;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// The binary under test.
 pub(crate) fn everstep() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_everstep"));
-    command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT").env_remove("EVERSTEP_LOG").env_remove("RUST_LOG");
+    command
+        .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .env_remove("EVERSTEP_LOG")
+        .env_remove("RUST_LOG");
     // Several processes share two cores: spinning at OpenMP barriers would starve them.
     command.env("OMP_WAIT_POLICY", "passive");
     command
@@ -28,7 +34,9 @@ impl Workbench {
     /// A small but real run: byte-level text, two layers, eight slots, an optimizer step every few milliseconds.
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let text: String = (0..4000).map(|line| format!("line {line}: {} steps are not lost\n", line * line % 977)).collect();
+        let text: String = (0..4000)
+            .map(|line| format!("line {line}: {} steps are not lost\n", line * line % 977))
+            .collect();
         fs::write(folder.path().join("corpus.txt"), text).unwrap();
         let run = format!(
             r#"
@@ -121,7 +129,9 @@ count = {workers}
 replication = {replication}
 "#
         );
-        let path = self.path().join(format!("cluster-{workers}-{shards}-{replication}.toml"));
+        let path = self
+            .path()
+            .join(format!("cluster-{workers}-{shards}-{replication}.toml"));
         fs::write(&path, text).unwrap();
         path
     }
@@ -129,7 +139,11 @@ replication = {replication}
     /// `everstep train` on this run file, not started yet.
     pub(crate) fn train(&self, run_dir: &str, topology: Option<&Path>) -> Command {
         let mut command = everstep();
-        command.arg("train").arg(self.run_file()).arg("--run-dir").arg(self.path().join(run_dir));
+        command
+            .arg("train")
+            .arg(self.run_file())
+            .arg("--run-dir")
+            .arg(self.path().join(run_dir));
         if let Some(topology) = topology {
             command.arg("--topology").arg(topology);
         }
@@ -138,26 +152,50 @@ replication = {replication}
 
     /// Trains to the end and demands exit 0.
     pub(crate) fn train_to_the_end(&self, run_dir: &str, topology: Option<&Path>) {
-        let output = self.train(run_dir, topology).stdin(Stdio::null()).output().unwrap();
+        let output = self
+            .train(run_dir, topology)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
         self.demand_success(run_dir, &output);
     }
 
     fn demand_success(&self, run_dir: &str, output: &Output) {
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{}\n{error}\n{}", output.status, self.logs(run_dir));
+        assert!(
+            output.status.success(),
+            "{}\n{error}\n{}",
+            output.status,
+            self.logs(run_dir)
+        );
     }
 
     /// Starts a run that the test wants to disturb.
     pub(crate) fn start(&self, run_dir: &str, topology: Option<&Path>) -> Running {
         let errors = fs::File::create(self.path().join(format!("{run_dir}.stderr"))).unwrap();
-        let child = self.train(run_dir, topology).stdin(Stdio::null()).stderr(errors).spawn().unwrap();
-        Running { child: Some(child), run_dir: self.path().join(run_dir) }
+        let mut child = self
+            .train(run_dir, topology)
+            .stdin(Stdio::null())
+            .stderr(errors)
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        let waiter = Some(std::thread::spawn(move || child.wait().unwrap()));
+        Running {
+            pid,
+            waiter,
+            run_dir: self.path().join(run_dir),
+        }
     }
 
     /// Digests of parameters and optimizer state, and the step they are of.
     pub(crate) fn digest(&self, run_dir: &str, step: Option<u64>) -> Value {
         let mut command = everstep();
-        command.arg("digest").arg("--json").arg("--run-dir").arg(self.path().join(run_dir));
+        command
+            .arg("digest")
+            .arg("--json")
+            .arg("--run-dir")
+            .arg(self.path().join(run_dir));
         if let Some(step) = step {
             command.arg("--step").arg(step.to_string());
         }
@@ -169,19 +207,33 @@ replication = {replication}
     /// The objects of a JSON-lines file of the run.
     pub(crate) fn lines(&self, run_dir: &str, file: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.path().join(run_dir).join(file)).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// What `metrics.jsonl` says of the numbers: step, loss and gradient norm, exactly.
     pub(crate) fn numbers(&self, run_dir: &str) -> Vec<(u64, String, String)> {
         let number = |line: &Value, field: &str| line[field].to_string();
-        let line = |line: Value| (line["step"].as_u64().unwrap(), number(&line, "loss"), number(&line, "grad_norm"));
-        self.lines(run_dir, "metrics.jsonl").into_iter().map(line).collect()
+        let line = |line: Value| {
+            (
+                line["step"].as_u64().unwrap(),
+                number(&line, "loss"),
+                number(&line, "grad_norm"),
+            )
+        };
+        self.lines(run_dir, "metrics.jsonl")
+            .into_iter()
+            .map(line)
+            .collect()
     }
 
     /// How many events of a kind there are.
     pub(crate) fn count(&self, run_dir: &str, kind: &str) -> usize {
-        self.lines(run_dir, "events.jsonl").iter().filter(|event| event["kind"] == kind).count()
+        self.lines(run_dir, "events.jsonl")
+            .iter()
+            .filter(|event| event["kind"] == kind)
+            .count()
     }
 
     /// All logs of a run, for the message of a failing test.
@@ -192,7 +244,11 @@ replication = {replication}
             let text = fs::read_to_string(entry.path()).unwrap_or_default();
             let tail: Vec<&str> = text.lines().rev().take(40).collect();
             let tail: Vec<&str> = tail.into_iter().rev().collect();
-            all += &format!("--- {}\n{}\n", entry.file_name().to_string_lossy(), tail.join("\n"));
+            all += &format!(
+                "--- {}\n{}\n",
+                entry.file_name().to_string_lossy(),
+                tail.join("\n")
+            );
         }
         all
     }
@@ -200,14 +256,16 @@ replication = {replication}
 
 /// A run in progress; its processes are killed when the test gives up on it.
 pub(crate) struct Running {
-    child: Option<Child>,
+    pid: Pid,
+    /// Waits for the run, so that no zombie looks as if it were alive.
+    waiter: Option<JoinHandle<ExitStatus>>,
     run_dir: PathBuf,
 }
 
 impl Running {
     /// Steps as they are committed: blocks until the next line of `metrics.jsonl`, ends with the run.
     pub(crate) fn steps(&self) -> impl Iterator<Item = u64> + use<> {
-        let pid = self.child.as_ref().unwrap().id();
+        let pid = self.pid;
         let mut tail = Command::new("tail")
             .args(["-n", "+1", "--retry", "-s", "0.02", "-f"])
             .arg(format!("--pid={pid}"))
@@ -217,7 +275,11 @@ impl Running {
             .spawn()
             .unwrap();
         let lines = BufReader::new(tail.stdout.take().unwrap()).lines();
-        let steps = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()["step"].as_u64().unwrap());
+        let steps = lines.map(|line| {
+            serde_json::from_str::<Value>(&line.unwrap()).unwrap()["step"]
+                .as_u64()
+                .unwrap()
+        });
         steps.chain(std::iter::from_fn(move || {
             let _ = tail.kill();
             let _ = tail.wait();
@@ -227,47 +289,71 @@ impl Running {
 
     /// Processes with their pids, as `everstep status` shows them.
     pub(crate) fn processes(&self) -> Vec<(String, Option<i32>)> {
-        let output = everstep().arg("status").arg("--json").arg("--run-dir").arg(&self.run_dir).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = everstep()
+            .arg("status")
+            .arg("--json")
+            .arg("--run-dir")
+            .arg(&self.run_dir)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let status: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let process = |process: &Value| (process["name"].as_str().unwrap().to_owned(), process["pid"].as_i64().map(|pid| pid as i32));
-        status["processes"].as_array().unwrap().iter().map(process).collect()
+        let process = |process: &Value| {
+            (
+                process["name"].as_str().unwrap().to_owned(),
+                process["pid"].as_i64().map(|pid| pid as i32),
+            )
+        };
+        status["processes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(process)
+            .collect()
     }
 
     /// Sends SIGKILL to a process of the run; false if it is not alive now.
     pub(crate) fn kill(&self, name: &str) -> bool {
-        let pid = self.processes().into_iter().find(|(process, _)| process == name).and_then(|(_, pid)| pid);
-        pid.is_some_and(|pid| {
-            let pid = nix::unistd::Pid::from_raw(pid);
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).is_ok()
-        })
+        let pid = self
+            .processes()
+            .into_iter()
+            .find(|(process, _)| process == name)
+            .and_then(|(_, pid)| pid);
+        pid.is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok())
     }
 
     /// Sends SIGKILL to everything at once, the agent first so that it restarts nothing.
     pub(crate) fn power_loss(mut self) {
-        let mut child = self.child.take().unwrap();
         let processes = self.processes();
-        child.kill().unwrap();
+        kill(self.pid, Signal::SIGKILL).unwrap();
         for pid in processes.into_iter().filter_map(|(_, pid)| pid) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-        child.wait().unwrap();
+        self.waiter.take().unwrap().join().unwrap();
     }
 
     /// Waits for the end and demands exit 0.
     pub(crate) fn finish(mut self, bench: &Workbench, run_dir: &str) {
-        let status = self.child.take().unwrap().wait().unwrap();
+        let status = self.waiter.take().unwrap().join().unwrap();
         let error = fs::read_to_string(bench.path().join(format!("{run_dir}.stderr"))).unwrap();
-        assert!(status.success(), "{status}\n{error}\n{}", bench.logs(run_dir));
+        assert!(
+            status.success(),
+            "{status}\n{error}\n{}",
+            bench.logs(run_dir)
+        );
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
+        if let Some(waiter) = self.waiter.take() {
             // Its processes end with it: their pipe closes.
-            let _ = child.kill();
-            let _ = child.wait();
+            let _ = kill(self.pid, Signal::SIGKILL);
+            let _ = waiter.join();
         }
     }
 }

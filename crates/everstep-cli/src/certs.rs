@@ -12,7 +12,12 @@ pub(crate) fn run(args: CertsArgs) -> anyhow::Result<()> {
     for process in &topology.processes {
         ca.issue(&process.name, &args.out).map_err(user)?;
     }
-    everstep_cluster::make_session_secret(&args.out).map_err(|error| user(format!("{}: {error}", args.out.display())))?;
-    eprintln!("{} certificates in {}; keep ca.key off the nodes", topology.processes.len(), args.out.display());
+    everstep_cluster::make_session_secret(&args.out)
+        .map_err(|error| user(format!("{}: {error}", args.out.display())))?;
+    eprintln!(
+        "{} certificates in {}; keep ca.key off the nodes",
+        topology.processes.len(),
+        args.out.display()
+    );
     Ok(())
 }

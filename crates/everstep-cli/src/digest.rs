@@ -9,7 +9,9 @@ use crate::user;
 
 pub(crate) fn run(args: DigestArgs) -> anyhow::Result<()> {
     let run = RunContext::open(&RunDir::new(&args.run.run_dir)).map_err(user)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (step, digest) = runtime.block_on(async {
         let store = run.open_store().map_err(user)?;
         let step = run.committed_step(&store, args.step).await.map_err(user)?;
@@ -18,9 +20,16 @@ pub(crate) fn run(args: DigestArgs) -> anyhow::Result<()> {
     let (parameters, optimizer) = (digest.parameters.to_string(), digest.optimizer.to_string());
     let mut out = std::io::stdout().lock();
     if args.run.json {
-        writeln!(out, "{}", serde_json::json!({ "step": step, "parameters": parameters, "optimizer": optimizer }))?;
+        writeln!(
+            out,
+            "{}",
+            serde_json::json!({ "step": step, "parameters": parameters, "optimizer": optimizer })
+        )?;
     } else {
-        writeln!(out, "step        {step}\nparameters  {parameters}\noptimizer   {optimizer}")?;
+        writeln!(
+            out,
+            "step        {step}\nparameters  {parameters}\noptimizer   {optimizer}"
+        )?;
     }
     Ok(())
 }

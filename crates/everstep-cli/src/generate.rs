@@ -11,15 +11,28 @@ use crate::args::GenerateArgs;
 use crate::user;
 
 pub(crate) fn run(args: GenerateArgs) -> anyhow::Result<()> {
-    let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k };
-    sampling.check().map_err(|error| user(format!("--{error}")))?;
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        top_k: args.top_k,
+    };
+    sampling
+        .check()
+        .map_err(|error| user(format!("--{error}")))?;
     let run = RunContext::open(&RunDir::new(&args.run_dir)).map_err(user)?;
     let tokenizer = run.dataset().tokenizer();
-    let prompt: Vec<i64> = tokenizer.encode(&args.prompt).map_err(|error| user(format!("--prompt: {error}")))?.into_iter().map(i64::from).collect();
+    let prompt: Vec<i64> = tokenizer
+        .encode(&args.prompt)
+        .map_err(|error| user(format!("--prompt: {error}")))?
+        .into_iter()
+        .map(i64::from)
+        .collect();
     if prompt.is_empty() {
         return Err(user("--prompt: is empty; allowed: at least one token"));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let parameters = runtime.block_on(async {
         let store = run.open_store().map_err(user)?;
         let step = run.committed_step(&store, args.step).await.map_err(user)?;
@@ -29,22 +42,36 @@ pub(crate) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     model.set_parameters_f32(0, &parameters)?;
 
     let stop = tokenizer.eot().map(i64::from).into_iter().collect();
-    let options = GenerateOptions { sampling, tokens_max: args.max_tokens, stop };
+    let options = GenerateOptions {
+        sampling,
+        tokens_max: args.max_tokens,
+        stop,
+    };
     let mut out = std::io::stdout().lock();
     for sample in 0..args.samples {
         if sample > 0 {
             writeln!(out, "\n---")?;
         }
-        let mut shown = Shown { tokenizer, bytes: 0 };
+        let mut shown = Shown {
+            tokenizer,
+            bytes: 0,
+        };
         write!(out, "{}", args.prompt)?;
         let mut tokens = Vec::new();
-        let made = model.generate(&prompt, &options, sampling_stream(args.seed, 0, sample), |token| {
-            tokens.push(token as u32);
-            match shown.grow(&tokens).and_then(|text| Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            }
-        });
+        let made = model.generate(
+            &prompt,
+            &options,
+            sampling_stream(args.seed, 0, sample),
+            |token| {
+                tokens.push(token as u32);
+                match shown.grow(&tokens).and_then(|text| {
+                    Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)
+                }) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(_) => ControlFlow::Break(()),
+                }
+            },
+        );
         made?;
         write!(out, "{}", shown.rest(&tokens)?)?;
     }

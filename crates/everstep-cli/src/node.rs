@@ -7,7 +7,9 @@ use crate::{train, user};
 
 pub(crate) fn run(args: NodeArgs) -> anyhow::Result<()> {
     if args.run.topology.is_none() {
-        return Err(user("--topology is needed: the node must be one of its nodes"));
+        return Err(user(
+            "--topology is needed: the node must be one of its nodes",
+        ));
     }
     let run = Arc::new(train::prepare(&args.run, Some(&args.node), false)?);
     let run_dir = run.run_dir().clone();

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -68,10 +68,19 @@ impl View {
         let _ = metrics.poll();
         let bar = std::io::stderr().is_terminal().then(|| {
             let template = "{bar:30} step {pos}/{len}  {msg}  {elapsed}<{eta}";
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(run.num_steps()).with_style(style)
         });
-        Self { metrics, events, num_steps: run.num_steps(), bar, printed: Instant::now(), last: None, tokens_since: 0 }
+        Self {
+            metrics,
+            events,
+            num_steps: run.num_steps(),
+            bar,
+            printed: Instant::now(),
+            last: None,
+            tokens_since: 0,
+        }
     }
 
     fn poll(&mut self, last: bool) {
@@ -97,7 +106,9 @@ impl View {
             None if due && self.tokens_since > 0 => {
                 let speed = self.tokens_since as f64 / elapsed.as_secs_f64().max(1e-3);
                 let (step, steps) = (metrics.step, self.num_steps);
-                self.say(&format!("step {step}/{steps}  {message}  {speed:.0} tokens/s"));
+                self.say(&format!(
+                    "step {step}/{steps}  {message}  {speed:.0} tokens/s"
+                ));
             }
             None => {}
         }
@@ -124,15 +135,37 @@ impl View {
 fn line_of(event: &Event) -> Option<String> {
     Some(match event {
         Event::Evaluation { step, loss, .. } => format!("step {step}: validation loss {loss:.4}"),
-        Event::ProcessLost { process, reason, .. } => format!("{process} is lost ({reason})"),
-        Event::ProcessRestarted { process, seconds, .. } => format!("{process} started again after {seconds:.2} s"),
-        Event::ShardPromoted { process, num_blocks, step, .. } => format!("step {step}: {process} is now primary of {num_blocks} more blocks"),
-        Event::BackupSeeded { process, num_blocks, step, .. } => format!("step {step}: {process} holds {num_blocks} blocks again"),
+        Event::ProcessLost {
+            process, reason, ..
+        } => format!("{process} is lost ({reason})"),
+        Event::ProcessRestarted {
+            process, seconds, ..
+        } => format!("{process} started again after {seconds:.2} s"),
+        Event::ShardPromoted {
+            process,
+            num_blocks,
+            step,
+            ..
+        } => format!("step {step}: {process} is now primary of {num_blocks} more blocks"),
+        Event::BackupSeeded {
+            process,
+            num_blocks,
+            step,
+            ..
+        } => format!("step {step}: {process} holds {num_blocks} blocks again"),
         Event::LeaderElected { process, epoch, .. } => format!("{process} leads in epoch {epoch}"),
-        Event::Rollback { from_step, to_step, .. } => format!("state was lost: back from step {from_step} to the checkpoint of step {to_step}"),
+        Event::Rollback {
+            from_step, to_step, ..
+        } => format!(
+            "state was lost: back from step {from_step} to the checkpoint of step {to_step}"
+        ),
         Event::CheckpointCommitted { step, .. } => format!("step {step}: checkpoint committed"),
-        Event::CheckpointAbandoned { step, reason, .. } => format!("step {step}: checkpoint abandoned ({reason})"),
-        Event::CheckpointDamaged { object, reason, .. } => format!("checkpoint object {object} is damaged: {reason}"),
+        Event::CheckpointAbandoned { step, reason, .. } => {
+            format!("step {step}: checkpoint abandoned ({reason})")
+        }
+        Event::CheckpointDamaged { object, reason, .. } => {
+            format!("checkpoint object {object} is damaged: {reason}")
+        }
         Event::StepSkipped { step, reason, .. } => format!("step {step} skipped: {reason}"),
         _ => return None,
     })
@@ -147,14 +180,20 @@ struct Tail {
 
 impl Tail {
     fn new(path: PathBuf) -> Self {
-        Self { path, reader: None, partial: String::new() }
+        Self {
+            path,
+            reader: None,
+            partial: String::new(),
+        }
     }
 
     fn poll(&mut self) -> Vec<StepMetrics> {
         if self.reader.is_none() {
             self.reader = File::open(&self.path).ok().map(BufReader::new);
         }
-        let Some(reader) = &mut self.reader else { return Vec::new() };
+        let Some(reader) = &mut self.reader else {
+            return Vec::new();
+        };
         let mut metrics = Vec::new();
         while let Ok(bytes) = reader.read_line(&mut self.partial) {
             if bytes == 0 || !self.partial.ends_with('\n') {
@@ -177,11 +216,21 @@ pub(crate) fn summary(run: &RunContext, elapsed: Duration) -> anyhow::Result<()>
     });
     let mut err = std::io::stderr().lock();
     if let Some(last) = metrics.last() {
-        writeln!(err, "finished: {} steps, last training loss {:.4}", last.step, last.loss)?;
+        writeln!(
+            err,
+            "finished: {} steps, last training loss {:.4}",
+            last.step, last.loss
+        )?;
         let mut seconds: Vec<f64> = metrics.iter().map(|step| step.step_seconds).collect();
         seconds.sort_by(f64::total_cmp);
         let median = seconds[seconds.len() / 2];
-        writeln!(err, "{:.0} tokens/s (median step {:.1} ms), {:.1} s in all", last.tokens as f64 / median, median * 1e3, elapsed.as_secs_f64())?;
+        writeln!(
+            err,
+            "{:.0} tokens/s (median step {:.1} ms), {:.1} s in all",
+            last.tokens as f64 / median,
+            median * 1e3,
+            elapsed.as_secs_f64()
+        )?;
     }
     if let Some((step, loss)) = evaluation {
         writeln!(err, "validation loss at step {step}: {loss:.4}")?;

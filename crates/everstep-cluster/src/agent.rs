@@ -53,7 +53,10 @@ impl RestartPolicy {
     fn wait(&self, deaths: u32) -> Duration {
         match deaths {
             0 => Duration::ZERO,
-            _ => self.backoff_first.saturating_mul(1 << (deaths - 1).min(16)).min(self.backoff_max),
+            _ => self
+                .backoff_first
+                .saturating_mul(1 << (deaths - 1).min(16))
+                .min(self.backoff_max),
         }
     }
 }
@@ -121,13 +124,22 @@ impl Agent {
     ///
     /// # Errors
     /// The event log cannot be opened.
-    pub fn new(run_dir: RunDir, topology: Topology, node: &str, executable: PathBuf) -> Result<Self, AgentError> {
+    pub fn new(
+        run_dir: RunDir,
+        topology: Topology,
+        node: &str,
+        executable: PathBuf,
+    ) -> Result<Self, AgentError> {
         let events = EventLog::open(run_dir.events()).map_err(|error| AgentError::System {
             what: "the event log cannot be opened".to_owned(),
             source: std::io::Error::other(error),
         })?;
         let now = Instant::now();
-        let own = topology.processes.iter().enumerate().filter(|(_, process)| process.node == node);
+        let own = topology
+            .processes
+            .iter()
+            .enumerate()
+            .filter(|(_, process)| process.node == node);
         let slots = own
             .map(|(process, _)| Slot {
                 process: process as u32,
@@ -140,7 +152,15 @@ impl Agent {
                 state: ProcessState::Restarting,
             })
             .collect();
-        Ok(Self { run_dir, topology, node: node.to_owned(), executable, policy: RestartPolicy::default(), events, slots })
+        Ok(Self {
+            run_dir,
+            topology,
+            node: node.to_owned(),
+            executable,
+            policy: RestartPolicy::default(),
+            events,
+            slots,
+        })
     }
 
     /// Runs until every process ended as it should, or `stop` resolves (then the processes are stopped).
@@ -192,13 +212,23 @@ impl Agent {
         outcome
     }
 
-    fn start(&mut self, index: usize, happenings: &mut JoinSet<Happening>) -> Result<(), AgentError> {
+    fn start(
+        &mut self,
+        index: usize,
+        happenings: &mut JoinSet<Happening>,
+    ) -> Result<(), AgentError> {
         let slot = &mut self.slots[index];
         let process = &self.topology.processes[slot.process as usize];
         let log_path = self.run_dir.log(&process.name);
         let system = |what: String| move |source| AgentError::System { what, source };
-        let log = OpenOptions::new().create(true).append(true).open(&log_path).map_err(system(format!("{} cannot be opened", log_path.display())))?;
-        let errors = log.try_clone().map_err(system("the log cannot be shared".to_owned()))?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .map_err(system(format!("{} cannot be opened", log_path.display())))?;
+        let errors = log
+            .try_clone()
+            .map_err(system("the log cannot be shared".to_owned()))?;
         let mut child = Command::new(&self.executable)
             .arg("process")
             .arg("--run-dir")
@@ -211,13 +241,26 @@ impl Agent {
             .stderr(errors)
             .kill_on_drop(true)
             .spawn()
-            .map_err(system(format!("{} cannot be started", self.executable.display())))?;
+            .map_err(system(format!(
+                "{} cannot be started",
+                self.executable.display()
+            )))?;
         slot.pid = child.id();
         slot.notices = child.stdin.take();
         slot.started = Instant::now();
         if slot.state == ProcessState::Restarting && slot.restarts > 0 {
-            let (pid, restarts, seconds) = (slot.pid.unwrap_or(0), slot.restarts, slot.died.elapsed().as_secs_f64());
-            let event = Event::ProcessRestarted { process: process.name.clone(), node: self.node.clone(), pid, restarts, seconds };
+            let (pid, restarts, seconds) = (
+                slot.pid.unwrap_or(0),
+                slot.restarts,
+                slot.died.elapsed().as_secs_f64(),
+            );
+            let event = Event::ProcessRestarted {
+                process: process.name.clone(),
+                node: self.node.clone(),
+                pid,
+                restarts,
+                seconds,
+            };
             self.log(&event);
         }
         self.slots[index].state = ProcessState::Running;
@@ -225,31 +268,52 @@ impl Agent {
         Ok(())
     }
 
-    async fn exited(&mut self, index: usize, status: std::io::Result<ExitStatus>, happenings: &mut JoinSet<Happening>) -> Result<(), AgentError> {
+    async fn exited(
+        &mut self,
+        index: usize,
+        status: std::io::Result<ExitStatus>,
+        happenings: &mut JoinSet<Happening>,
+    ) -> Result<(), AgentError> {
         let number = self.slots[index].process;
         let process = self.topology.processes[number as usize].clone();
         let pid = self.slots[index].pid.take();
         self.slots[index].notices = None;
-        let status = status.map_err(|source| AgentError::System { what: format!("process {} cannot be waited for", process.name), source })?;
+        let status = status.map_err(|source| AgentError::System {
+            what: format!("process {} cannot be waited for", process.name),
+            source,
+        })?;
         if status.success() {
             tracing::info!(process = process.name, "ended");
             self.slots[index].state = ProcessState::Exited;
-            self.log(&Event::ProcessStopped { process: process.name, node: self.node.clone() });
+            self.log(&Event::ProcessStopped {
+                process: process.name,
+                node: self.node.clone(),
+            });
             return Ok(());
         }
         if status.code() == Some(EXIT_USER_ERROR) {
             self.slots[index].state = ProcessState::Failed;
-            return Err(AgentError::User { message: self.last_error(&process.name) });
+            return Err(AgentError::User {
+                message: self.last_error(&process.name),
+            });
         }
         tracing::warn!(process = process.name, %status, "died");
         let life = Life::read(&self.run_dir, &process.name).filter(|life| Some(life.pid) == pid);
         if let Some(life) = life {
-            self.notify(&Notice::Exited { process: number, incarnation: life.incarnation }).await;
+            self.notify(&Notice::Exited {
+                process: number,
+                incarnation: life.incarnation,
+            })
+            .await;
         }
         let policy = self.policy;
         let slot = &mut self.slots[index];
         slot.died = Instant::now();
-        slot.young_deaths = if slot.started.elapsed() >= policy.settled { 0 } else { slot.young_deaths + 1 };
+        slot.young_deaths = if slot.started.elapsed() >= policy.settled {
+            0
+        } else {
+            slot.young_deaths + 1
+        };
         slot.restarts += 1;
         slot.state = ProcessState::Restarting;
         let deaths = slot.young_deaths;
@@ -257,13 +321,33 @@ impl Agent {
             slot.state = ProcessState::Failed;
             let restarts = slot.restarts - 1;
             let reason = format!("died {deaths} times in a row: {status}");
-            self.log(&Event::ProcessQuarantined { process: process.name.clone(), node: self.node.clone(), restarts, reason });
+            self.log(&Event::ProcessQuarantined {
+                process: process.name.clone(),
+                node: self.node.clone(),
+                restarts,
+                reason,
+            });
             let log = self.run_dir.log(&process.name).display().to_string();
-            return Err(AgentError::CrashLoop { process: process.name, deaths, log });
+            return Err(AgentError::CrashLoop {
+                process: process.name,
+                deaths,
+                log,
+            });
         }
-        let roles = process.roles.iter().map(|role: &ActorRole| role.name().to_owned()).collect();
+        let roles = process
+            .roles
+            .iter()
+            .map(|role: &ActorRole| role.name().to_owned())
+            .collect();
         let reason = format!("the agent saw it end: {status}");
-        self.log(&Event::ProcessLost { process: process.name, node: self.node.clone(), roles, step: None, epoch: None, reason });
+        self.log(&Event::ProcessLost {
+            process: process.name,
+            node: self.node.clone(),
+            roles,
+            step: None,
+            epoch: None,
+            reason,
+        });
         let wait = policy.wait(deaths);
         happenings.spawn(async move {
             tokio::time::sleep(wait).await;
@@ -274,12 +358,17 @@ impl Agent {
 
     /// Tells every living process of this node.
     async fn notify(&mut self, notice: &Notice) {
-        let Ok(mut line) = serde_json::to_vec(notice) else { return };
+        let Ok(mut line) = serde_json::to_vec(notice) else {
+            return;
+        };
         line.push(b'\n');
         for slot in &mut self.slots {
-            let Some(notices) = &mut slot.notices else { continue };
+            let Some(notices) = &mut slot.notices else {
+                continue;
+            };
             // A stopped process may leave its pipe full; its peers must not wait for it.
-            let written = tokio::time::timeout(Duration::from_millis(100), notices.write_all(&line)).await;
+            let written =
+                tokio::time::timeout(Duration::from_millis(100), notices.write_all(&line)).await;
             if !matches!(written, Ok(Ok(()))) {
                 tracing::debug!(process = slot.process, "does not take notices now");
             }
@@ -311,8 +400,14 @@ impl Agent {
 
     fn last_error(&self, process: &str) -> String {
         let log = std::fs::read_to_string(self.run_dir.log(process)).unwrap_or_default();
-        let line = log.lines().rev().find_map(|line| line.strip_prefix("error: "));
-        line.map_or_else(|| format!("process {process} cannot run with this configuration; see its log"), str::to_owned)
+        let line = log
+            .lines()
+            .rev()
+            .find_map(|line| line.strip_prefix("error: "));
+        line.map_or_else(
+            || format!("process {process} cannot run with this configuration; see its log"),
+            str::to_owned,
+        )
     }
 
     fn log(&self, event: &Event) {
@@ -330,7 +425,11 @@ impl Agent {
                 ProcessStatus {
                     name: process.name.clone(),
                     node: process.node.clone(),
-                    roles: process.roles.iter().map(|role| role.name().to_owned()).collect(),
+                    roles: process
+                        .roles
+                        .iter()
+                        .map(|role| role.name().to_owned())
+                        .collect(),
                     pid: slot.pid,
                     state: slot.state,
                     restarts: slot.restarts,
@@ -354,7 +453,14 @@ mod tests {
     #[test]
     fn waits_grow_and_are_bounded() {
         let policy = RestartPolicy::default();
-        let waits: Vec<u128> = (0..12).map(|deaths| policy.wait(deaths).as_millis()).collect();
-        assert_eq!(waits, [0, 50, 100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000, 5000]);
+        let waits: Vec<u128> = (0..12)
+            .map(|deaths| policy.wait(deaths).as_millis())
+            .collect();
+        assert_eq!(
+            waits,
+            [
+                0, 50, 100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000, 5000
+            ]
+        );
     }
 }

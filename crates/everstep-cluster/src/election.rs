@@ -23,11 +23,23 @@ pub(crate) async fn win(context: &ProcessContext, owner: &str, at_least: u64) ->
     };
     let checkpoint = loop {
         match context.store.latest_intact().await {
-            Ok(LatestIntact { checkpoint, damaged }) => {
+            Ok(LatestIntact {
+                checkpoint,
+                damaged,
+            }) => {
                 for damage in damaged {
                     let (object, reason) = (damage.object.clone(), damage.reason.to_string());
-                    tracing::error!(step = damage.step, object, reason, "a checkpoint is damaged; an older one is used");
-                    context.event(&Event::CheckpointDamaged { step: damage.step, object, reason });
+                    tracing::error!(
+                        step = damage.step,
+                        object,
+                        reason,
+                        "a checkpoint is damaged; an older one is used"
+                    );
+                    context.event(&Event::CheckpointDamaged {
+                        step: damage.step,
+                        object,
+                        reason,
+                    });
                 }
                 break checkpoint.map_or(0, |checkpoint| checkpoint.step);
             }
@@ -40,15 +52,29 @@ pub(crate) async fn win(context: &ProcessContext, owner: &str, at_least: u64) ->
     (epoch, checkpoint)
 }
 
-async fn attempt(context: &ProcessContext, owner: &str, at_least: u64) -> Result<Option<u64>, String> {
+async fn attempt(
+    context: &ProcessContext,
+    owner: &str,
+    at_least: u64,
+) -> Result<Option<u64>, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let seen = context.ledger.epoch().map_err(|e| text(&e))?.max(at_least);
     let epoch = if context.run.is_static_election() {
         seen + 1
     } else {
-        let latest = context.store.latest_lease().await.map_err(|e| text(&e))?.map_or(0, |lease| lease.epoch);
+        let latest = context
+            .store
+            .latest_lease()
+            .await
+            .map_err(|e| text(&e))?
+            .map_or(0, |lease| lease.epoch);
         let epoch = latest.max(seen) + 1;
-        if !context.store.take_lease(epoch, owner).await.map_err(|e| text(&e))? {
+        if !context
+            .store
+            .take_lease(epoch, owner)
+            .await
+            .map_err(|e| text(&e))?
+        {
             return Ok(None);
         }
         epoch

@@ -30,5 +30,8 @@ pub use process::{ProcessError, run_process};
 pub use run::{RunContext, RunError, RunRequest};
 pub use rundir::RunDir;
 pub use session::make_secret as make_session_secret;
-pub use status::{LeaderStatus, ProcessState, ProcessStatus, RunStatus, read as read_status, write_processes, write_single_process as write_single_process_status};
+pub use status::{
+    LeaderStatus, ProcessState, ProcessStatus, RunStatus, read as read_status, write_processes,
+    write_single_process as write_single_process_status,
+};
 pub use topology::{ActorAddress, ActorRole, Process, Topology, TopologyError};

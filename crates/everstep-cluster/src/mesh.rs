@@ -42,7 +42,11 @@ impl Actor for Mesh {
     type State = JoinSet<()>;
     type Arguments = MeshArguments;
 
-    async fn pre_start(&self, myself: ActorRef<MeshMessage>, arguments: MeshArguments) -> Result<JoinSet<()>, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<MeshMessage>,
+        arguments: MeshArguments,
+    ) -> Result<JoinSet<()>, ActorProcessingErr> {
         let mut tasks = JoinSet::new();
         let me = arguments.context.process;
         tasks.spawn(accept(arguments.clone()));
@@ -53,7 +57,12 @@ impl Actor for Mesh {
         Ok(tasks)
     }
 
-    async fn handle(&self, _myself: ActorRef<MeshMessage>, _message: MeshMessage, tasks: &mut JoinSet<()>) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _myself: ActorRef<MeshMessage>,
+        _message: MeshMessage,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<(), ActorProcessingErr> {
         match tasks.try_join_next() {
             Some(Err(error)) => Err(format!("a transport task died: {error}").into()),
             Some(Ok(())) => Err("the QUIC endpoint is closed".into()),
@@ -83,7 +92,9 @@ async fn accept(arguments: MeshArguments) {
 }
 
 async fn dial(arguments: MeshArguments, peer: u32) {
-    let name = arguments.context.run.topology.processes[peer as usize].name.clone();
+    let name = arguments.context.run.topology.processes[peer as usize]
+        .name
+        .clone();
     let mut wait = REDIAL_FIRST;
     loop {
         let Some(address) = arguments.context.run.topology.address(peer) else {
@@ -111,15 +122,27 @@ async fn serve(arguments: MeshArguments, connection: Connection, is_server: bool
     let peer = connection.peer().clone();
     let known = context.run.topology.processes.get(peer.process as usize);
     if known.is_none_or(|process| process.name != peer.name) {
-        tracing::warn!(peer = peer.name, number = peer.process, "a peer that the topology does not know was refused");
+        tracing::warn!(
+            peer = peer.name,
+            number = peer.process,
+            "a peer that the topology does not know was refused"
+        );
         connection.close();
         return;
     }
     if let Some(halves) = connection.control() {
-        arguments.sessions.open(format!("{}#{}", peer.name, peer.incarnation), halves, is_server);
+        arguments.sessions.open(
+            format!("{}#{}", peer.name, peer.incarnation),
+            halves,
+            is_server,
+        );
     }
     let mut queue = context.router.peer_up(peer.process, peer.incarnation);
-    tracing::info!(peer = peer.name, incarnation = peer.incarnation, "connected");
+    tracing::info!(
+        peer = peer.name,
+        incarnation = peer.incarnation,
+        "connected"
+    );
     let sending = async {
         while let Some(frame) = queue.recv().await {
             if let Err(error) = connection.send(&frame.header, frame.payload).await {
@@ -145,6 +168,11 @@ async fn serve(arguments: MeshArguments, connection: Connection, is_server: bool
         reason = connection.closed() => reason.to_string(),
     };
     connection.close();
-    tracing::info!(peer = peer.name, incarnation = peer.incarnation, reason, "disconnected");
+    tracing::info!(
+        peer = peer.name,
+        incarnation = peer.incarnation,
+        reason,
+        "disconnected"
+    );
     context.router.peer_down(peer.process, peer.incarnation);
 }

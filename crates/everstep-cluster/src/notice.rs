@@ -34,7 +34,10 @@ pub(crate) async fn listen(context: Arc<ProcessContext>) {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         match serde_json::from_str(&line) {
-            Ok(Notice::Exited { process, incarnation }) => context.router.peer_down(process, incarnation),
+            Ok(Notice::Exited {
+                process,
+                incarnation,
+            }) => context.router.peer_down(process, incarnation),
             Err(error) => tracing::warn!(%error, "a notice of the agent is not understood"),
         }
     }

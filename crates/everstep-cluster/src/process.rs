@@ -18,10 +18,16 @@ use everstep_store::{Ledger, RunStore};
 use everstep_telemetry::{Event, EventLog};
 use everstep_transport::{Endpoint, Hello, Identity, TransportOptions};
 use ractor::{Actor, ActorRef};
-use ractor_supervisor::{ChildBackoffFn, ChildSpec, Restart, SpawnFn, Supervisor, SupervisorArguments, SupervisorOptions, SupervisorStrategy};
+use ractor_supervisor::{
+    ChildBackoffFn, ChildSpec, Restart, SpawnFn, Supervisor, SupervisorArguments,
+    SupervisorOptions, SupervisorStrategy,
+};
 use tokio::sync::watch;
 
-use crate::actors::{ActorArguments, Checkpointer, CheckpointerMessage, CoordinatorActor, Loader, ShardActor, WorkerActor};
+use crate::actors::{
+    ActorArguments, Checkpointer, CheckpointerMessage, CoordinatorActor, Loader, ShardActor,
+    WorkerActor,
+};
 use crate::mesh::{Mesh, MeshArguments};
 use crate::router::Router;
 use crate::run::RunContext;
@@ -79,7 +85,10 @@ pub(crate) struct ProcessContext {
 
 impl std::fmt::Debug for ProcessContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ProcessContext").field("name", &self.name()).field("incarnation", &self.incarnation).finish_non_exhaustive()
+        f.debug_struct("ProcessContext")
+            .field("name", &self.name())
+            .field("incarnation", &self.incarnation)
+            .finish_non_exhaustive()
     }
 }
 
@@ -104,8 +113,13 @@ impl ProcessContext {
 
     /// Process and node of an actor.
     pub(crate) fn whereabouts(&self, address: ActorAddress) -> (String, String) {
-        let process = self.router.process_of(address).map(|process| &self.run.topology.processes[process as usize]);
-        process.map_or_else(Default::default, |process| (process.name.clone(), process.node.clone()))
+        let process = self
+            .router
+            .process_of(address)
+            .map(|process| &self.run.topology.processes[process as usize]);
+        process.map_or_else(Default::default, |process| {
+            (process.name.clone(), process.node.clone())
+        })
     }
 
     /// Appends to the event log; a log that cannot be written does not stop training.
@@ -121,14 +135,23 @@ impl ProcessContext {
     }
 
     pub(crate) fn set_checkpointer(&self, actor: ActorRef<CheckpointerMessage>) {
-        *self.checkpointer.lock().unwrap_or_else(PoisonError::into_inner) = Some(actor);
+        *self
+            .checkpointer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(actor);
     }
 
     /// Asks the checkpointer of this process for something.
     pub(crate) fn checkpointer(&self, message: CheckpointerMessage) -> Result<(), String> {
-        let actor = self.checkpointer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let actor = self
+            .checkpointer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let actor = actor.ok_or("the checkpointer has not started")?;
-        actor.cast(message).map_err(|error| format!("the checkpointer is restarting: {error}"))
+        actor
+            .cast(message)
+            .map_err(|error| format!("the checkpointer is restarting: {error}"))
     }
 }
 
@@ -136,25 +159,46 @@ impl ProcessContext {
 ///
 /// # Errors
 /// It cannot start (certificates, port, ledger, store), or its actors fail too often.
-pub async fn run_process(run: Arc<RunContext>, run_dir: RunDir, process: u32) -> Result<(), ProcessError> {
+pub async fn run_process(
+    run: Arc<RunContext>,
+    run_dir: RunDir,
+    process: u32,
+) -> Result<(), ProcessError> {
     let start = |error: &dyn std::fmt::Display| ProcessError::Start(error.to_string());
     let user = |error: &dyn std::fmt::Display| ProcessError::User(error.to_string());
     let spec = run.topology.processes[process as usize].clone();
     let ledger = Ledger::open(&run_dir.ledger(&spec.name)).map_err(|e| start(&e))?;
     let incarnation = ledger.next_incarnation().map_err(|e| start(&e))?;
     ledger.bind_run(&run.identity).map_err(|e| start(&e))?;
-    Life { pid: std::process::id(), incarnation }.write(&run_dir, &spec.name).map_err(|e| start(&e))?;
-    let store = RunStore::open(&run.store_url(&run_dir), &run.config.run.name).map_err(|e| start(&e))?;
+    Life {
+        pid: std::process::id(),
+        incarnation,
+    }
+    .write(&run_dir, &spec.name)
+    .map_err(|e| start(&e))?;
+    let store =
+        RunStore::open(&run.store_url(&run_dir), &run.config.run.name).map_err(|e| start(&e))?;
     let events = EventLog::open(run_dir.events()).map_err(|e| start(&e))?;
 
     let mut network = None;
     if !run.topology.is_single_process() {
         let identity = Identity::load(&run_dir.tls(), &spec.name).map_err(|e| user(&e))?;
-        let address = run.topology.address(process).ok_or_else(|| ProcessError::User(format!("host {} has no address", spec.host)))?;
+        let address = run
+            .topology
+            .address(process)
+            .ok_or_else(|| ProcessError::User(format!("host {} has no address", spec.host)))?;
         let cookie = session::read_secret(&run_dir.tls()).map_err(|e| user(&e))?;
-        let hello = Hello { run_id: run.run_id, process, name: spec.name.clone(), incarnation };
-        let endpoint = Endpoint::bind(address, &identity, hello, TransportOptions::default()).map_err(|e| user(&e))?;
-        let sessions = Sessions::start(process, incarnation, &spec.name, cookie).await.map_err(|e| start(&e))?;
+        let hello = Hello {
+            run_id: run.run_id,
+            process,
+            name: spec.name.clone(),
+            incarnation,
+        };
+        let endpoint = Endpoint::bind(address, &identity, hello, TransportOptions::default())
+            .map_err(|e| user(&e))?;
+        let sessions = Sessions::start(process, incarnation, &spec.name, cookie)
+            .await
+            .map_err(|e| start(&e))?;
         network = Some((endpoint, sessions));
     }
     let sessions = network.as_ref().map(|(_, sessions)| sessions.clone());
@@ -177,8 +221,18 @@ pub async fn run_process(run: Arc<RunContext>, run_dir: RunDir, process: u32) ->
         finished,
         checkpointer: Mutex::new(None),
     });
-    let roles: Vec<String> = spec.roles.iter().map(|role| role.name().to_owned()).collect();
-    context.event(&Event::ProcessStarted { process: spec.name.clone(), node: spec.node.clone(), pid: std::process::id(), roles, incarnation });
+    let roles: Vec<String> = spec
+        .roles
+        .iter()
+        .map(|role| role.name().to_owned())
+        .collect();
+    context.event(&Event::ProcessStarted {
+        process: spec.name.clone(),
+        node: spec.node.clone(),
+        pid: std::process::id(),
+        roles,
+        incarnation,
+    });
 
     let options = SupervisorOptions {
         strategy: SupervisorStrategy::OneForOne,
@@ -186,8 +240,13 @@ pub async fn run_process(run: Arc<RunContext>, run_dir: RunDir, process: u32) ->
         max_window: RESTART_WINDOW,
         reset_after: Some(RESTART_WINDOW),
     };
-    let arguments = SupervisorArguments { child_specs: children(&context, network.clone()), options };
-    let (supervisor, mut tree) = Supervisor::spawn(format!("{}/supervisor", spec.name), arguments).await.map_err(|e| start(&e))?;
+    let arguments = SupervisorArguments {
+        child_specs: children(&context, network.clone()),
+        options,
+    };
+    let (supervisor, mut tree) = Supervisor::spawn(format!("{}/supervisor", spec.name), arguments)
+        .await
+        .map_err(|e| start(&e))?;
     let notices = crate::notice::listen(context.clone());
     let outcome = tokio::select! {
         _ = over.wait_for(|over| *over) => Ok(()),
@@ -214,21 +273,59 @@ async fn farewell(context: &ProcessContext) {
     }
 }
 
-fn children(context: &Arc<ProcessContext>, network: Option<(Endpoint, Sessions)>) -> Vec<ChildSpec> {
+fn children(
+    context: &Arc<ProcessContext>,
+    network: Option<(Endpoint, Sessions)>,
+) -> Vec<ChildSpec> {
     let mut specs = Vec::new();
-    let actors: Vec<ActorAddress> =
-        context.run.topology.actors().filter(|(_, process)| *process == context.process).map(|(address, _)| address).collect();
-    let stores = |address: &ActorAddress| matches!(address.role, ActorRole::Shard | ActorRole::Coordinator);
+    let actors: Vec<ActorAddress> = context
+        .run
+        .topology
+        .actors()
+        .filter(|(_, process)| *process == context.process)
+        .map(|(address, _)| address)
+        .collect();
+    let stores =
+        |address: &ActorAddress| matches!(address.role, ActorRole::Shard | ActorRole::Coordinator);
     if let Some(address) = actors.iter().copied().find(stores) {
-        specs.push(child(context, "checkpointer", || Checkpointer, ActorArguments { context: context.clone(), address }));
+        specs.push(child(
+            context,
+            "checkpointer",
+            || Checkpointer,
+            ActorArguments {
+                context: context.clone(),
+                address,
+            },
+        ));
     }
     if let Some((endpoint, sessions)) = network {
-        specs.push(child(context, "mesh", || Mesh, MeshArguments { context: context.clone(), endpoint, sessions }));
+        specs.push(child(
+            context,
+            "mesh",
+            || Mesh,
+            MeshArguments {
+                context: context.clone(),
+                endpoint,
+                sessions,
+            },
+        ));
     }
-    for role in [ActorRole::Loader, ActorRole::Shard, ActorRole::Worker, ActorRole::Coordinator] {
-        for address in actors.iter().copied().filter(|address| address.role == role) {
+    for role in [
+        ActorRole::Loader,
+        ActorRole::Shard,
+        ActorRole::Worker,
+        ActorRole::Coordinator,
+    ] {
+        for address in actors
+            .iter()
+            .copied()
+            .filter(|address| address.role == role)
+        {
             let name = format!("{}-{}", role.name(), address.index);
-            let arguments = ActorArguments { context: context.clone(), address };
+            let arguments = ActorArguments {
+                context: context.clone(),
+                address,
+            };
             specs.push(match role {
                 ActorRole::Loader => child(context, &name, || Loader, arguments),
                 ActorRole::Shard => child(context, &name, || ShardActor, arguments),

@@ -47,13 +47,20 @@ pub(crate) struct Router {
 
 impl std::fmt::Debug for Router {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Router").field("process", &self.me).finish_non_exhaustive()
+        f.debug_struct("Router")
+            .field("process", &self.me)
+            .finish_non_exhaustive()
     }
 }
 
 impl Router {
     /// A router of process `me`; without sessions when the topology has but one process.
-    pub(crate) fn new(run_id: u64, me: u32, topology: &Topology, sessions: Option<Sessions>) -> Arc<Self> {
+    pub(crate) fn new(
+        run_id: u64,
+        me: u32,
+        topology: &Topology,
+        sessions: Option<Sessions>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             run_id,
             me,
@@ -73,14 +80,20 @@ impl Router {
     /// Tells `listener` of peers from now on, and of those that are here already.
     pub(crate) fn listen(&self, listener: PeerListener) {
         for (process, peer) in read(&self.peers).iter() {
-            listener(PeerEvent::Up { process: *process, incarnation: peer.incarnation });
+            listener(PeerEvent::Up {
+                process: *process,
+                incarnation: peer.incarnation,
+            });
         }
         lock(&self.listeners).push(listener);
     }
 
     /// All actors of a role.
     pub(crate) fn actors(&self, role: ActorRole) -> impl Iterator<Item = ActorAddress> + '_ {
-        self.process_of.keys().copied().filter(move |address| address.role == role)
+        self.process_of
+            .keys()
+            .copied()
+            .filter(move |address| address.role == role)
     }
 
     /// The process that an actor lives in.
@@ -89,32 +102,67 @@ impl Router {
     }
 
     /// Sends to whatever life of `to` is there.
-    pub(crate) fn send(&self, from: (ActorAddress, u64), to: ActorAddress, message: ClusterMessage) {
+    pub(crate) fn send(
+        &self,
+        from: (ActorAddress, u64),
+        to: ActorAddress,
+        message: ClusterMessage,
+    ) {
         self.route(from, to, None, message);
     }
 
     /// Sends to one life of an actor; other lives do not get it.
-    pub(crate) fn send_member(&self, from: (ActorAddress, u64), to: Member, message: ClusterMessage) {
-        let address = ActorAddress { role: to.role.into(), index: to.index };
+    pub(crate) fn send_member(
+        &self,
+        from: (ActorAddress, u64),
+        to: Member,
+        message: ClusterMessage,
+    ) {
+        let address = ActorAddress {
+            role: to.role.into(),
+            index: to.index,
+        };
         self.route(from, address, Some(to.incarnation), message);
     }
 
-    fn route(&self, from: (ActorAddress, u64), to: ActorAddress, incarnation: Option<u64>, message: ClusterMessage) {
-        let Some(process) = self.process_of(to) else { return };
+    fn route(
+        &self,
+        from: (ActorAddress, u64),
+        to: ActorAddress,
+        incarnation: Option<u64>,
+        message: ClusterMessage,
+    ) {
+        let Some(process) = self.process_of(to) else {
+            return;
+        };
         // What every protocol trouble is found with: EVERSTEP_LOG=everstep_cluster=trace.
         tracing::trace!(from = ?from.0, ?to, ?incarnation, message = ?Named(&message), "send");
         let trace = TraceContext::current();
         if process == self.me {
-            let delivery = Delivery { from: from.0, from_incarnation: from.1, message, trace };
+            let delivery = Delivery {
+                from: from.0,
+                from_incarnation: from.1,
+                message,
+                trace,
+            };
             self.deliver(to, incarnation, delivery);
             return;
         }
-        let Some(sessions) = &self.sessions else { return };
+        let Some(sessions) = &self.sessions else {
+            return;
+        };
         let peer_incarnation = match read(&self.peers).get(&process) {
             Some(peer) => peer.incarnation,
             None => return,
         };
-        let envelope = wire::Envelope { run_id: self.run_id, from: from.0, from_incarnation: from.1, to, to_incarnation: incarnation, trace };
+        let envelope = wire::Envelope {
+            run_id: self.run_id,
+            from: from.0,
+            from_incarnation: from.1,
+            to,
+            to_incarnation: incarnation,
+            trace,
+        };
         match wire::encode(&envelope, message) {
             Encoded::Control(bytes) => sessions.send(process, peer_incarnation, bytes),
             Encoded::Tensor { header, payload } => {
@@ -129,7 +177,9 @@ impl Router {
     /// Hands a message to a local actor, if that life of it is here.
     pub(crate) fn deliver(&self, to: ActorAddress, incarnation: Option<u64>, delivery: Delivery) {
         let inbox = match read(&self.inboxes).get(&to) {
-            Some((life, inbox)) if incarnation.is_none_or(|wanted| wanted == *life) => inbox.clone(),
+            Some((life, inbox)) if incarnation.is_none_or(|wanted| wanted == *life) => {
+                inbox.clone()
+            }
             _ => return,
         };
         inbox(delivery);
@@ -141,18 +191,39 @@ impl Router {
             tracing::warn!(from = ?envelope.from, "message of another run refused");
             return;
         }
-        let delivery = Delivery { from: envelope.from, from_incarnation: envelope.from_incarnation, message, trace: envelope.trace };
+        let delivery = Delivery {
+            from: envelope.from,
+            from_incarnation: envelope.from_incarnation,
+            message,
+            trace: envelope.trace,
+        };
         self.deliver(envelope.to, envelope.to_incarnation, delivery);
     }
 
     /// A peer connected; its older life, if still here, is gone.
-    pub(crate) fn peer_up(&self, process: u32, incarnation: u64) -> mpsc::UnboundedReceiver<TensorFrame> {
+    pub(crate) fn peer_up(
+        &self,
+        process: u32,
+        incarnation: u64,
+    ) -> mpsc::UnboundedReceiver<TensorFrame> {
         let (tensors, queue) = mpsc::unbounded_channel();
-        let old = write(&self.peers).insert(process, Peer { incarnation, tensors });
+        let old = write(&self.peers).insert(
+            process,
+            Peer {
+                incarnation,
+                tensors,
+            },
+        );
         if let Some(old) = old.filter(|old| old.incarnation != incarnation) {
-            self.tell(PeerEvent::Down { process, incarnation: old.incarnation });
+            self.tell(PeerEvent::Down {
+                process,
+                incarnation: old.incarnation,
+            });
         }
-        self.tell(PeerEvent::Up { process, incarnation });
+        self.tell(PeerEvent::Up {
+            process,
+            incarnation,
+        });
         queue
     }
 
@@ -160,11 +231,16 @@ impl Router {
     pub(crate) fn peer_down(&self, process: u32, incarnation: u64) {
         let gone = {
             let mut peers = write(&self.peers);
-            let current = peers.get(&process).is_some_and(|peer| peer.incarnation == incarnation);
+            let current = peers
+                .get(&process)
+                .is_some_and(|peer| peer.incarnation == incarnation);
             current && peers.remove(&process).is_some()
         };
         if gone {
-            self.tell(PeerEvent::Down { process, incarnation });
+            self.tell(PeerEvent::Down {
+                process,
+                incarnation,
+            });
         }
     }
 
@@ -179,7 +255,6 @@ impl Router {
             listener(event);
         }
     }
-
 }
 
 /// Shows a message without its tensors.
@@ -190,10 +265,18 @@ impl std::fmt::Debug for Named<'_> {
         use everstep_protocol::Message;
         match self.0 {
             ClusterMessage::Batch { step, task, .. } => write!(f, "Batch {step:?} {task:?}"),
-            ClusterMessage::Protocol(Message::Parameters { version, block, .. }) => write!(f, "Parameters {version:?} {block}"),
-            ClusterMessage::Protocol(Message::Partial { step, range, block, .. }) => write!(f, "Partial {step:?} {range:?} {block}"),
-            ClusterMessage::Protocol(Message::Replicate { step, block, .. }) => write!(f, "Replicate {step:?} {block}"),
-            ClusterMessage::Protocol(Message::Seed { version, block, .. }) => write!(f, "Seed {version:?} {block}"),
+            ClusterMessage::Protocol(Message::Parameters { version, block, .. }) => {
+                write!(f, "Parameters {version:?} {block}")
+            }
+            ClusterMessage::Protocol(Message::Partial {
+                step, range, block, ..
+            }) => write!(f, "Partial {step:?} {range:?} {block}"),
+            ClusterMessage::Protocol(Message::Replicate { step, block, .. }) => {
+                write!(f, "Replicate {step:?} {block}")
+            }
+            ClusterMessage::Protocol(Message::Seed { version, block, .. }) => {
+                write!(f, "Seed {version:?} {block}")
+            }
             other => write!(f, "{other:?}"),
         }
     }
@@ -201,7 +284,11 @@ impl std::fmt::Debug for Named<'_> {
 
 /// Names the life of an actor that a message is from.
 pub(crate) fn member_of(from: ActorAddress, incarnation: u64) -> Option<Member> {
-    Some(Member { role: from.role.protocol()?, index: from.index, incarnation })
+    Some(Member {
+        role: from.role.protocol()?,
+        index: from.index,
+        incarnation,
+    })
 }
 
 // A panic while one of these locks is held cannot leave the maps half-changed, so poisoning carries no information here.

@@ -13,7 +13,9 @@ use everstep_protocol::{BlockId, Step, Task};
 use everstep_store::{Digest, RunIdentity, RunStore};
 use everstep_telemetry::{MetricsLog, Telemetry};
 use everstep_torch::Platform;
-use everstep_train::{BatchSource, Election, Objective, Pretraining, PretrainingData, RunConfig, TrainError};
+use everstep_train::{
+    BatchSource, Election, Objective, Pretraining, PretrainingData, RunConfig, TrainError,
+};
 
 use crate::rundir::RunDir;
 use crate::topology::{ActorRole, Topology, TopologyError};
@@ -72,7 +74,12 @@ impl Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { resend_ms: 300, gather_ms: 5_000, leader_timeout_ms: 1_500, tick_ms: 50 }
+        Self {
+            resend_ms: 300,
+            gather_ms: 5_000,
+            leader_timeout_ms: 1_500,
+            tick_ms: 50,
+        }
     }
 }
 
@@ -150,7 +157,11 @@ impl RunContext {
 
     /// URL of the object store.
     pub fn store_url(&self, run_dir: &RunDir) -> String {
-        self.config.run.store.clone().unwrap_or_else(|| run_dir.default_store())
+        self.config
+            .run
+            .store
+            .clone()
+            .unwrap_or_else(|| run_dir.default_store())
     }
 
     /// Opens the object store.
@@ -165,13 +176,31 @@ impl RunContext {
     ///
     /// # Errors
     /// It is not committed, or nothing is.
-    pub async fn committed_step(&self, store: &RunStore, step: Option<u64>) -> Result<u64, RunError> {
+    pub async fn committed_step(
+        &self,
+        store: &RunStore,
+        step: Option<u64>,
+    ) -> Result<u64, RunError> {
         let committed = store.checkpoints().await?;
-        let list = || committed.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        let list = || {
+            committed
+                .iter()
+                .map(u64::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         match step {
-            None => committed.last().copied().ok_or_else(|| RunError::User(format!("{}: no step is committed yet", self.run_dir.path().display()))),
+            None => committed.last().copied().ok_or_else(|| {
+                RunError::User(format!(
+                    "{}: no step is committed yet",
+                    self.run_dir.path().display()
+                ))
+            }),
             Some(step) if committed.contains(&step) => Ok(step),
-            Some(step) => Err(RunError::User(format!("--step: no checkpoint of step {step} is committed; there are: {}", list()))),
+            Some(step) => Err(RunError::User(format!(
+                "--step: no checkpoint of step {step} is committed; there are: {}",
+                list()
+            ))),
         }
     }
 
@@ -185,7 +214,12 @@ impl RunContext {
         for state in store.load_blocks(step, &blocks).await? {
             let block = self.layout().block(state.block);
             if state.param.len() != block.len {
-                return Err(RunError::User(format!("checkpoint {step} is of another model: block {} has {} values, not {}", state.block, state.param.len(), block.len)));
+                return Err(RunError::User(format!(
+                    "checkpoint {step} is of another model: block {} has {} values, not {}",
+                    state.block,
+                    state.param.len(),
+                    block.len
+                )));
             }
             values[block.offset..block.offset + block.len].copy_from_slice(&state.param);
         }
@@ -213,13 +247,22 @@ impl RunContext {
 
     pub(crate) fn coordinator_config(&self) -> CoordinatorConfig {
         let evaluation = &self.config.evaluation;
-        let chunks = if evaluation.every == 0 { 0 } else { self.data.num_evaluation_chunks() };
+        let chunks = if evaluation.every == 0 {
+            0
+        } else {
+            self.data.num_evaluation_chunks()
+        };
         let num_shards = self.topology.count(ActorRole::Shard);
         CoordinatorConfig {
             num_slots: self.num_slots(),
             num_blocks: self.num_blocks(),
             num_steps: self.num_steps(),
-            replication: self.topology.cluster.replication.unwrap_or(self.config.cluster.replication).min(num_shards),
+            replication: self
+                .topology
+                .cluster
+                .replication
+                .unwrap_or(self.config.cluster.replication)
+                .min(num_shards),
             checkpoint_every: self.config.checkpoint.every,
             evaluate_every: if chunks == 0 { 0 } else { evaluation.every },
             num_evaluation_chunks: chunks as u32,
@@ -254,9 +297,13 @@ impl RunContext {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         everstep_torch::load_cuda();
         everstep_torch::pin_threads(self.threads()).map_err(|e| text(&e))?;
-        let device = everstep_torch::select_device(&self.config.compute.device).map_err(|e| text(&e))?;
-        let model = Model::new(&self.config.model, device, self.numerics.compute_dtype()).map_err(|e| text(&e))?;
-        model.with_z_loss(self.config.optimizer_extras().z_loss).map_err(|e| text(&e))
+        let device =
+            everstep_torch::select_device(&self.config.compute.device).map_err(|e| text(&e))?;
+        let model = Model::new(&self.config.model, device, self.numerics.compute_dtype())
+            .map_err(|e| text(&e))?;
+        model
+            .with_z_loss(self.config.optimizer_extras().z_loss)
+            .map_err(|e| text(&e))
     }
 
     /// Intra-op threads of one worker. Gradients had the same bits with 1 and with 2 threads in every shape tried, but not with more,
@@ -270,8 +317,16 @@ impl RunContext {
     }
 
     /// The gradient of a slot, by block.
-    pub(crate) fn gradient(&self, model: &mut Model, batch: &TokenBatch, step: Step, slot: u32) -> Result<Vec<Gradient>, TrainError> {
-        let gradient = self.objective.gradient(model, batch, step.0, slot as usize)?;
+    pub(crate) fn gradient(
+        &self,
+        model: &mut Model,
+        batch: &TokenBatch,
+        step: Step,
+        slot: u32,
+    ) -> Result<Vec<Gradient>, TrainError> {
+        let gradient = self
+            .objective
+            .gradient(model, batch, step.0, slot as usize)?;
         let block = |block: &everstep_optim::Block| {
             let values = gradient.values[block.offset..block.offset + block.len].to_vec();
             Gradient::new(values, gradient.loss_sum, gradient.tokens)
@@ -280,7 +335,11 @@ impl RunContext {
     }
 
     /// Sum of token losses of a validation chunk, and its number of targets.
-    pub(crate) fn evaluate(&self, model: &Model, batch: &TokenBatch) -> Result<(f64, u64), TrainError> {
+    pub(crate) fn evaluate(
+        &self,
+        model: &Model,
+        batch: &TokenBatch,
+    ) -> Result<(f64, u64), TrainError> {
         let sums = self.objective.evaluate(model, batch)?;
         Ok((sums.loss_sum, sums.tokens))
     }
@@ -293,8 +352,14 @@ impl RunContext {
         };
         BTreeMap::from([
             ("threads".to_owned(), threads),
-            ("device_kind".to_owned(), format!("{:?}", platform.device_kind)),
-            ("libtorch_version".to_owned(), platform.libtorch_version.clone()),
+            (
+                "device_kind".to_owned(),
+                format!("{:?}", platform.device_kind),
+            ),
+            (
+                "libtorch_version".to_owned(),
+                platform.libtorch_version.clone(),
+            ),
             ("instructions".to_owned(), platform.instructions.clone()),
         ])
     }

@@ -44,17 +44,41 @@ impl Sessions {
     ///
     /// # Errors
     /// The actors could not be spawned.
-    pub(crate) async fn start(process: u32, incarnation: u64, name: &str, cookie: String) -> Result<Self, SessionError> {
+    pub(crate) async fn start(
+        process: u32,
+        incarnation: u64,
+        name: &str,
+        cookie: String,
+    ) -> Result<Self, SessionError> {
         let failed = |error: &dyn std::fmt::Display| SessionError(error.to_string());
         // The node server insists on a TCP listener of its own. It gets a loopback address and a free port; whoever connects there must
         // know the cookie, and nobody is told the port.
-        let server = NodeServer::new(0, cookie, format!("{name}#{incarnation}"), "everstep".to_owned(), None, None)
-            .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        let (node_server, _) = Actor::spawn(None, server, ()).await.map_err(|e| failed(&e))?;
+        let server = NodeServer::new(
+            0,
+            cookie,
+            format!("{name}#{incarnation}"),
+            "everstep".to_owned(),
+            None,
+            None,
+        )
+        .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let (node_server, _) = Actor::spawn(None, server, ())
+            .await
+            .map_err(|e| failed(&e))?;
         let router: Arc<OnceLock<Weak<Router>>> = Arc::default();
-        let (gateway, _) = Actor::spawn(None, Gateway, router.clone()).await.map_err(|e| failed(&e))?;
-        pg::join_scoped(SCOPE.to_owned(), group(process, incarnation), vec![gateway.get_cell()]);
-        Ok(Self { node_server, gateway, router })
+        let (gateway, _) = Actor::spawn(None, Gateway, router.clone())
+            .await
+            .map_err(|e| failed(&e))?;
+        pg::join_scoped(
+            SCOPE.to_owned(),
+            group(process, incarnation),
+            vec![gateway.get_cell()],
+        );
+        Ok(Self {
+            node_server,
+            gateway,
+            router,
+        })
     }
 
     /// Where received envelopes go. Set once.
@@ -65,8 +89,14 @@ impl Sessions {
     /// Runs a session on the control stream of a new connection.
     pub(crate) fn open(&self, peer: String, halves: (BoxRead, BoxWrite), is_server: bool) {
         let stream = Box::new(ControlStream { peer, halves });
-        if self.node_server.cast(NodeServerMessage::ConnectionOpenedExternal { stream, is_server }).is_err() {
-            tracing::error!("the node server is gone; the connection stays without control session");
+        if self
+            .node_server
+            .cast(NodeServerMessage::ConnectionOpenedExternal { stream, is_server })
+            .is_err()
+        {
+            tracing::error!(
+                "the node server is gone; the connection stays without control session"
+            );
         }
     }
 
@@ -95,7 +125,11 @@ const SECRET_FILE: &str = "session.secret";
 /// The file cannot be written.
 pub fn make_secret(tls: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(tls.join(SECRET_FILE));
+    let options = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(tls.join(SECRET_FILE));
     let mut file = match options {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
         other => other?,
@@ -111,7 +145,8 @@ pub fn make_secret(tls: &Path) -> std::io::Result<()> {
 /// Names the file.
 pub(crate) fn read_secret(tls: &Path) -> Result<String, SessionError> {
     let file = tls.join(SECRET_FILE);
-    std::fs::read_to_string(&file).map_err(|error| SessionError(format!("{}: {error}", file.display())))
+    std::fs::read_to_string(&file)
+        .map_err(|error| SessionError(format!("{}: {error}", file.display())))
 }
 
 fn group(process: u32, incarnation: u64) -> String {
@@ -140,12 +175,23 @@ impl Actor for Gateway {
     type State = Arc<OnceLock<Weak<Router>>>;
     type Arguments = Arc<OnceLock<Weak<Router>>>;
 
-    async fn pre_start(&self, _myself: ActorRef<Vec<u8>>, router: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Vec<u8>>,
+        router: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
         Ok(router)
     }
 
-    async fn handle(&self, _myself: ActorRef<Vec<u8>>, envelope: Vec<u8>, router: &mut Self::State) -> Result<(), ActorProcessingErr> {
-        let Some(router) = router.get().and_then(Weak::upgrade) else { return Ok(()) };
+    async fn handle(
+        &self,
+        _myself: ActorRef<Vec<u8>>,
+        envelope: Vec<u8>,
+        router: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(router) = router.get().and_then(Weak::upgrade) else {
+            return Ok(());
+        };
         match wire::decode_control(&envelope) {
             Ok((envelope, message)) => router.receive(envelope, message),
             Err(error) => tracing::warn!(%error, "control message refused"),

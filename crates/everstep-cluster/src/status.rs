@@ -75,8 +75,15 @@ impl LeaderStatus {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_processes(run_dir: &RunDir, node: &str, processes: &[ProcessStatus]) -> std::io::Result<()> {
-    replace(&run_dir.status().join(format!("node-{node}.json")), &processes)
+pub fn write_processes(
+    run_dir: &RunDir,
+    node: &str,
+    processes: &[ProcessStatus],
+) -> std::io::Result<()> {
+    replace(
+        &run_dir.status().join(format!("node-{node}.json")),
+        &processes,
+    )
 }
 
 /// Writes the status of a topology's only process, which has no agent: this one.
@@ -88,7 +95,11 @@ pub fn write_single_process(run_dir: &RunDir, topology: &Topology) -> std::io::R
     let status = ProcessStatus {
         name: process.name.clone(),
         node: process.node.clone(),
-        roles: process.roles.iter().map(|role| role.name().to_owned()).collect(),
+        roles: process
+            .roles
+            .iter()
+            .map(|role| role.name().to_owned())
+            .collect(),
         pid: Some(std::process::id()),
         state: ProcessState::Running,
         restarts: 0,
@@ -114,7 +125,9 @@ pub fn read(run_dir: &RunDir) -> std::io::Result<RunStatus> {
         let name = file.file_name();
         let name = name.to_string_lossy();
         if name.starts_with("node-") && name.ends_with(".json") {
-            processes.extend(serde_json::from_slice::<Vec<ProcessStatus>>(&fs::read(file.path())?)?);
+            processes.extend(serde_json::from_slice::<Vec<ProcessStatus>>(&fs::read(
+                file.path(),
+            )?)?);
         }
     }
     for process in &mut processes {

@@ -164,8 +164,11 @@ pub struct Topology {
 impl Topology {
     /// The default: everything in one process.
     pub fn laptop() -> Self {
-        Self::parse(include_str!("../../../topology/laptop.toml"), Path::new("topology/laptop.toml"))
-            .expect("the built-in topology is valid")
+        Self::parse(
+            include_str!("../../../topology/laptop.toml"),
+            Path::new("topology/laptop.toml"),
+        )
+        .expect("the built-in topology is valid")
     }
 
     /// Reads and checks a topology file.
@@ -186,12 +189,19 @@ impl Topology {
             file: file.clone(),
             message: one_line(&error),
         })?;
-        let field = |field: String, message: String| TopologyError::Field { file: file.clone(), field, message };
+        let field = |field: String, message: String| TopologyError::Field {
+            file: file.clone(),
+            field,
+            message,
+        };
         let mut names = BTreeSet::new();
         for node in &raw.node {
             check_name(&node.name).map_err(|m| field("node.name".to_owned(), m))?;
             if !names.insert(node.name.clone()) {
-                return Err(field("node.name".to_owned(), format!("\"{}\" is given twice; names must differ", node.name)));
+                return Err(field(
+                    "node.name".to_owned(),
+                    format!("\"{}\" is given twice; names must differ", node.name),
+                ));
             }
         }
         let mut processes = Vec::new();
@@ -202,7 +212,11 @@ impl Topology {
                 let known: Vec<&str> = raw.node.iter().map(|node| node.name.as_str()).collect();
                 return Err(field(
                     format!("process.node of \"{}\"", process.name),
-                    format!("there is no node \"{}\"; nodes are: {}", process.node, known.join(", ")),
+                    format!(
+                        "there is no node \"{}\"; nodes are: {}",
+                        process.node,
+                        known.join(", ")
+                    ),
                 ));
             };
             if process.roles.is_empty() {
@@ -213,7 +227,10 @@ impl Topology {
             }
             let count = process.count.unwrap_or(1);
             if count == 0 || count > 4096 {
-                return Err(field(format!("process.count of \"{}\"", process.name), "must be 1 to 4096".to_owned()));
+                return Err(field(
+                    format!("process.count of \"{}\"", process.name),
+                    "must be 1 to 4096".to_owned(),
+                ));
             }
             for index in 0..count {
                 let name = match process.count {
@@ -221,9 +238,16 @@ impl Topology {
                     Some(_) => format!("{}-{index}", process.name),
                 };
                 if !taken.insert(name.clone()) {
-                    return Err(field("process.name".to_owned(), format!("\"{name}\" is given twice; names must differ")));
+                    return Err(field(
+                        "process.name".to_owned(),
+                        format!("\"{name}\" is given twice; names must differ"),
+                    ));
                 }
-                let port = if process.port == 0 { 0 } else { process.port + index as u16 };
+                let port = if process.port == 0 {
+                    0
+                } else {
+                    process.port + index as u16
+                };
                 processes.push(Process {
                     name,
                     node: process.node.clone(),
@@ -233,10 +257,22 @@ impl Topology {
                 });
             }
         }
-        let topology = Topology { processes, cluster: raw.cluster, file: path.to_owned() };
-        for role in [ActorRole::Coordinator, ActorRole::Loader, ActorRole::Worker, ActorRole::Shard] {
+        let topology = Topology {
+            processes,
+            cluster: raw.cluster,
+            file: path.to_owned(),
+        };
+        for role in [
+            ActorRole::Coordinator,
+            ActorRole::Loader,
+            ActorRole::Worker,
+            ActorRole::Shard,
+        ] {
             if topology.count(role) == 0 {
-                return Err(field("process.roles".to_owned(), format!("no process has the role {}", role.name())));
+                return Err(field(
+                    "process.roles".to_owned(),
+                    format!("no process has the role {}", role.name()),
+                ));
             }
         }
         if let Some(replication) = topology.cluster.replication {
@@ -255,7 +291,9 @@ impl Topology {
             return Err(TopologyError::Field {
                 file: self.file.display().to_string(),
                 field: field.to_owned(),
-                message: format!("{replication} replicas need as many shards; this topology has {shards}: allowed is 1 to {shards}"),
+                message: format!(
+                    "{replication} replicas need as many shards; this topology has {shards}: allowed is 1 to {shards}"
+                ),
             });
         }
         Ok(())
@@ -263,31 +301,47 @@ impl Topology {
 
     /// Number of actors of a role.
     pub fn count(&self, role: ActorRole) -> u32 {
-        self.actors().filter(|(address, _)| address.role == role).count() as u32
+        self.actors()
+            .filter(|(address, _)| address.role == role)
+            .count() as u32
     }
 
     /// All actors with the number of their process, in the order of the file.
     pub fn actors(&self) -> impl Iterator<Item = (ActorAddress, u32)> + '_ {
         let mut next = [0u32; 4];
-        self.processes.iter().enumerate().flat_map(move |(process, spec)| {
-            let mut own = Vec::with_capacity(spec.roles.len());
-            for role in &spec.roles {
-                let index = &mut next[*role as usize];
-                own.push((ActorAddress { role: *role, index: *index }, process as u32));
-                *index += 1;
-            }
-            own
-        })
+        self.processes
+            .iter()
+            .enumerate()
+            .flat_map(move |(process, spec)| {
+                let mut own = Vec::with_capacity(spec.roles.len());
+                for role in &spec.roles {
+                    let index = &mut next[*role as usize];
+                    own.push((
+                        ActorAddress {
+                            role: *role,
+                            index: *index,
+                        },
+                        process as u32,
+                    ));
+                    *index += 1;
+                }
+                own
+            })
     }
 
     /// The process of an actor.
     pub fn process_of(&self, address: ActorAddress) -> Option<u32> {
-        self.actors().find(|(known, _)| *known == address).map(|(_, process)| process)
+        self.actors()
+            .find(|(known, _)| *known == address)
+            .map(|(_, process)| process)
     }
 
     /// The number of a process by its name.
     pub fn process_named(&self, name: &str) -> Option<u32> {
-        self.processes.iter().position(|process| process.name == name).map(|index| index as u32)
+        self.processes
+            .iter()
+            .position(|process| process.name == name)
+            .map(|index| index as u32)
     }
 
     /// Whether there is but one process, which then needs no sockets.
@@ -299,7 +353,10 @@ impl Topology {
     ///
     /// # Errors
     /// A host without address, or a named port that is in use.
-    pub fn resolve_ports(&mut self, nodes_here: impl Fn(&str) -> bool) -> Result<(), TopologyError> {
+    pub fn resolve_ports(
+        &mut self,
+        nodes_here: impl Fn(&str) -> bool,
+    ) -> Result<(), TopologyError> {
         let file = self.file.display().to_string();
         // The sockets are kept until all ports are chosen, so that no port is given twice.
         let mut sockets = Vec::new();
@@ -317,7 +374,10 @@ impl Topology {
             let socket = UdpSocket::bind(address).map_err(|error| {
                 field(format!("{address} cannot be used ({error}); allowed is a free UDP port, or 0 to choose one"))
             })?;
-            process.port = socket.local_addr().map_err(|error| field(error.to_string()))?.port();
+            process.port = socket
+                .local_addr()
+                .map_err(|error| field(error.to_string()))?
+                .port();
             sockets.push(socket);
         }
         Ok(())
@@ -337,13 +397,19 @@ fn resolve(host: &str, port: u16) -> Option<SocketAddr> {
 fn check_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if name.is_empty() || name.len() > 64 || !name.chars().all(allowed) {
-        return Err(format!("\"{name}\" is not allowed; use 1 to 64 letters, digits, - and _"));
+        return Err(format!(
+            "\"{name}\" is not allowed; use 1 to 64 letters, digits, - and _"
+        ));
     }
     Ok(())
 }
 
 fn one_line(error: &toml::de::Error) -> String {
-    error.message().split_whitespace().collect::<Vec<_>>().join(" ")
+    error
+        .message()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[cfg(test)]
@@ -352,7 +418,9 @@ mod tests {
     use super::*;
 
     fn error(text: &str) -> String {
-        Topology::parse(text, Path::new("t.toml")).unwrap_err().to_string()
+        Topology::parse(text, Path::new("t.toml"))
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
@@ -362,7 +430,13 @@ mod tests {
         let cluster = Topology::read(Path::new("../../topology/local-cluster.toml")).unwrap();
         assert_eq!(cluster.processes.len(), 7);
         assert_eq!(cluster.count(ActorRole::Worker), 3);
-        assert_eq!(cluster.process_of(ActorAddress { role: ActorRole::Worker, index: 2 }), Some(6));
+        assert_eq!(
+            cluster.process_of(ActorAddress {
+                role: ActorRole::Worker,
+                index: 2
+            }),
+            Some(6)
+        );
         assert_eq!(cluster.processes[6].name, "worker-2");
     }
 
@@ -370,7 +444,11 @@ mod tests {
     fn ports_are_resolved_and_differ() {
         let mut cluster = Topology::read(Path::new("../../topology/local-cluster.toml")).unwrap();
         cluster.resolve_ports(|_| true).unwrap();
-        let ports: BTreeSet<u16> = cluster.processes.iter().map(|process| process.port).collect();
+        let ports: BTreeSet<u16> = cluster
+            .processes
+            .iter()
+            .map(|process| process.port)
+            .collect();
         assert_eq!(ports.len(), 7);
         assert!(!ports.contains(&0));
     }
@@ -378,15 +456,32 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let node = "[[node]]\nname = \"a\"\n";
-        assert!(error("nodes = 1").contains("unknown field `nodes`"), "{}", error("nodes = 1"));
-        let wrong_node = error(&format!("{node}[[process]]\nname = \"p\"\nnode = \"b\"\nroles = [\"worker\"]\n"));
-        assert_eq!(wrong_node, "t.toml: process.node of \"p\": there is no node \"b\"; nodes are: a");
-        let missing_role = error(&format!("{node}[[process]]\nname = \"p\"\nnode = \"a\"\nroles = [\"worker\"]\n"));
-        assert_eq!(missing_role, "t.toml: process.roles: no process has the role coordinator");
+        assert!(
+            error("nodes = 1").contains("unknown field `nodes`"),
+            "{}",
+            error("nodes = 1")
+        );
+        let wrong_node = error(&format!(
+            "{node}[[process]]\nname = \"p\"\nnode = \"b\"\nroles = [\"worker\"]\n"
+        ));
+        assert_eq!(
+            wrong_node,
+            "t.toml: process.node of \"p\": there is no node \"b\"; nodes are: a"
+        );
+        let missing_role = error(&format!(
+            "{node}[[process]]\nname = \"p\"\nnode = \"a\"\nroles = [\"worker\"]\n"
+        ));
+        assert_eq!(
+            missing_role,
+            "t.toml: process.roles: no process has the role coordinator"
+        );
         let replicas = error(&format!(
             "{node}[[process]]\nname = \"p\"\nnode = \"a\"\nroles = [\"worker\", \"coordinator\", \"loader\", \"shard\"]\n[cluster]\nreplication = 2\n"
         ));
-        assert!(replicas.contains("cluster.replication: 2 replicas need as many shards"), "{replicas}");
+        assert!(
+            replicas.contains("cluster.replication: 2 replicas need as many shards"),
+            "{replicas}"
+        );
     }
 
     #[test]
@@ -395,6 +490,9 @@ mod tests {
         let mut laptop = Topology::laptop();
         laptop.processes[0].port = socket.local_addr().unwrap().port();
         let message = laptop.resolve_ports(|_| true).unwrap_err().to_string();
-        assert!(message.contains("process.port of \"everstep\"") && message.contains("free UDP port"), "{message}");
+        assert!(
+            message.contains("process.port of \"everstep\"") && message.contains("free UDP port"),
+            "{message}"
+        );
     }
 }

@@ -90,17 +90,23 @@ pub(crate) enum WireError {
 /// Encodes a message.
 pub(crate) fn encode(envelope: &Envelope, message: ClusterMessage) -> Encoded {
     let (body, payload) = convert::to_wire(message);
-    let archived = rkyv::to_bytes::<rancor::Error>(&convert::envelope_to_wire(envelope, body)).expect("an archive in memory cannot fail");
+    let archived = rkyv::to_bytes::<rancor::Error>(&convert::envelope_to_wire(envelope, body))
+        .expect("an archive in memory cannot fail");
     let bytes = seal(&archived);
     match payload {
         None => Encoded::Control(bytes),
-        Some(payload) => Encoded::Tensor { header: bytes, payload },
+        Some(payload) => Encoded::Tensor {
+            header: bytes,
+            payload,
+        },
     }
 }
 
 /// Puts prefix and checksum before an archive.
 fn seal(archive: &[u8]) -> Bytes {
-    [&PREFIX[..], &checksum(archive)[..], archive].concat().into()
+    [&PREFIX[..], &checksum(archive)[..], archive]
+        .concat()
+        .into()
 }
 
 fn checksum(archive: &[u8]) -> [u8; CHECKSUM_BYTES] {
@@ -121,13 +127,18 @@ pub(crate) fn decode_control(bytes: &[u8]) -> Result<(Envelope, ClusterMessage),
 ///
 /// # Errors
 /// Whatever the bytes are, [`WireError`] and never a panic.
-pub(crate) fn decode_tensor(header: &[u8], payload: Bytes) -> Result<(Envelope, ClusterMessage), WireError> {
+pub(crate) fn decode_tensor(
+    header: &[u8],
+    payload: Bytes,
+) -> Result<(Envelope, ClusterMessage), WireError> {
     decode(header, Some(payload))
 }
 
 fn decode(bytes: &[u8], payload: Option<Bytes>) -> Result<(Envelope, ClusterMessage), WireError> {
     let Some(sealed) = bytes.strip_prefix(&PREFIX) else {
-        return Err(WireError::Prefix { found: bytes[..bytes.len().min(PREFIX.len())].to_vec() });
+        return Err(WireError::Prefix {
+            found: bytes[..bytes.len().min(PREFIX.len())].to_vec(),
+        });
     };
     let archive = match sealed.split_first_chunk::<CHECKSUM_BYTES>() {
         Some((sent, archive)) if *sent == checksum(archive) => archive,
@@ -135,11 +146,15 @@ fn decode(bytes: &[u8], payload: Option<Bytes>) -> Result<(Envelope, ClusterMess
     };
     let mut aligned = AlignedVec::<16>::with_capacity(archive.len());
     aligned.extend_from_slice(archive);
-    let wire = rkyv::from_bytes::<body::Envelope, rancor::Error>(&aligned).map_err(WireError::Archive)?;
+    let wire =
+        rkyv::from_bytes::<body::Envelope, rancor::Error>(&aligned).map_err(WireError::Archive)?;
     let extra = payload.clone();
     let (envelope, message) = convert::from_wire(wire, payload)?;
     match extra {
-        Some(extra) if !has_tensors(&message) => Err(WireError::Payload(format!("{} bytes with a message that has none", extra.len()))),
+        Some(extra) if !has_tensors(&message) => Err(WireError::Payload(format!(
+            "{} bytes with a message that has none",
+            extra.len()
+        ))),
         _ => Ok((envelope, message)),
     }
 }
@@ -151,7 +166,10 @@ fn has_tensors(message: &ClusterMessage) -> bool {
         message,
         ClusterMessage::Batch { .. }
             | ClusterMessage::Protocol(
-                Message::Parameters { .. } | Message::Partial { .. } | Message::Replicate { .. } | Message::Seed { .. }
+                Message::Parameters { .. }
+                    | Message::Partial { .. }
+                    | Message::Replicate { .. }
+                    | Message::Seed { .. }
             )
     )
 }
@@ -161,9 +179,14 @@ fn payload_of(message: &StepMessage) -> Option<Bytes> {
     use everstep_protocol::Message;
     Some(match message {
         Message::Parameters { parameters, .. } => parameters.to_bytes(),
-        Message::Partial { gradient, .. } | Message::Replicate { gradient, .. } => gradient.values.to_bytes(),
+        Message::Partial { gradient, .. } | Message::Replicate { gradient, .. } => {
+            gradient.values.to_bytes()
+        }
         Message::Seed { state, .. } => {
-            [&state.parameters, &state.first_moment, &state.second_moment].map(FloatBuffer::as_bytes).concat().into()
+            [&state.parameters, &state.first_moment, &state.second_moment]
+                .map(FloatBuffer::as_bytes)
+                .concat()
+                .into()
         }
         _ => return None,
     })
@@ -184,9 +207,16 @@ fn parameters(payload: Bytes, dtype: u8) -> Result<Parameters, WireError> {
 
 fn state(payload: &Bytes) -> Result<BlockState, WireError> {
     if !payload.len().is_multiple_of(12) {
-        return Err(WireError::Payload(format!("{} bytes are not three equal parts of float32", payload.len())));
+        return Err(WireError::Payload(format!(
+            "{} bytes are not three equal parts of float32",
+            payload.len()
+        )));
     }
     let part = payload.len() / 3;
     let slice = |index: usize| floats(payload.slice(index * part..(index + 1) * part));
-    Ok(BlockState { parameters: slice(0)?, first_moment: slice(1)?, second_moment: slice(2)? })
+    Ok(BlockState {
+        parameters: slice(0)?,
+        first_moment: slice(1)?,
+        second_moment: slice(2)?,
+    })
 }

@@ -88,7 +88,11 @@ impl RunStore {
         let step = manifest.step;
         self.check_origin(manifest).await?;
         // Boxed and collected, so that the future of this method is `Send` for every lifetime of the manifest.
-        let checks: Vec<_> = manifest.objects.iter().map(|object| self.check_size(step, object).boxed()).collect();
+        let checks: Vec<_> = manifest
+            .objects
+            .iter()
+            .map(|object| self.check_size(step, object).boxed())
+            .collect();
         futures::stream::iter(checks)
             .buffer_unordered(HEADS_IN_FLIGHT_MAX)
             .try_collect::<()>()

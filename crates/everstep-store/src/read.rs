@@ -209,7 +209,11 @@ impl RunStore {
         manifest: &CheckpointManifest,
     ) -> Result<Vec<Damage>, StoreError> {
         // Boxed and collected, so that the future of this method is `Send` for every lifetime of the manifest.
-        let checks: Vec<_> = manifest.objects.iter().map(|object| self.verify_object(object).boxed()).collect();
+        let checks: Vec<_> = manifest
+            .objects
+            .iter()
+            .map(|object| self.verify_object(object).boxed())
+            .collect();
         let reasons: Vec<Option<DamageReason>> = futures::stream::iter(checks)
             .buffered(VERIFY_IN_FLIGHT_MAX)
             .try_collect()

@@ -56,7 +56,10 @@ impl RunConfig {
         let (known, given) = (self.numeric_fields(), other.numeric_fields());
         let names: BTreeSet<&String> = known.keys().chain(given.keys()).collect();
         let value = |fields: &BTreeMap<String, String>, name: &String| {
-            fields.get(name).cloned().unwrap_or_else(|| "nothing".into())
+            fields
+                .get(name)
+                .cloned()
+                .unwrap_or_else(|| "nothing".into())
         };
         let differs = |name: &&String| known.get(*name) != given.get(*name);
         let difference = |name: &String| NumericDifference {

@@ -76,25 +76,58 @@ impl Actor for Checkpointer {
     type State = CheckpointerState;
     type Arguments = ActorArguments;
 
-    async fn pre_start(&self, myself: ActorRef<CheckpointerMessage>, arguments: ActorArguments) -> Result<CheckpointerState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<CheckpointerMessage>,
+        arguments: ActorArguments,
+    ) -> Result<CheckpointerState, ActorProcessingErr> {
         let context = arguments.context;
         context.set_checkpointer(myself.clone());
         myself.send_interval(Duration::from_secs(1), || CheckpointerMessage::Check);
-        Ok(CheckpointerState { context, jobs: JoinSet::new() })
+        Ok(CheckpointerState {
+            context,
+            jobs: JoinSet::new(),
+        })
     }
 
-    async fn handle(&self, _myself: ActorRef<CheckpointerMessage>, message: CheckpointerMessage, state: &mut CheckpointerState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _myself: ActorRef<CheckpointerMessage>,
+        message: CheckpointerMessage,
+        state: &mut CheckpointerState,
+    ) -> Result<(), ActorProcessingErr> {
         let context = state.context.clone();
         match message {
-            CheckpointerMessage::Load { lineage, version, blocks, loaded } => {
-                state.jobs.spawn(load(context, lineage, version, blocks, loaded));
+            CheckpointerMessage::Load {
+                lineage,
+                version,
+                blocks,
+                loaded,
+            } => {
+                state
+                    .jobs
+                    .spawn(load(context, lineage, version, blocks, loaded));
             }
-            CheckpointerMessage::Store { writer, version, blocks, stored } => {
+            CheckpointerMessage::Store {
+                writer,
+                version,
+                blocks,
+                stored,
+            } => {
                 let span = tracing::info_span!(names::span::UPLOAD, step = version.0);
-                state.jobs.spawn(store(context, writer, version, blocks, stored).instrument(span));
+                state
+                    .jobs
+                    .spawn(store(context, writer, version, blocks, stored).instrument(span));
             }
-            CheckpointerMessage::Commit { epoch, version, objects, committed } => {
-                state.jobs.spawn(commit(context, epoch, version, objects, committed));
+            CheckpointerMessage::Commit {
+                epoch,
+                version,
+                objects,
+                committed,
+            } => {
+                state
+                    .jobs
+                    .spawn(commit(context, epoch, version, objects, committed));
             }
             CheckpointerMessage::Check => {
                 while let Some(ended) = state.jobs.try_join_next() {
@@ -106,8 +139,19 @@ impl Actor for Checkpointer {
     }
 }
 
-async fn load(context: Arc<ProcessContext>, lineage: Lineage, version: Step, blocks: Vec<BlockId>, loaded: LoadReply) {
-    let event = |block, state| shard::Event::Loaded { lineage, version, block, state };
+async fn load(
+    context: Arc<ProcessContext>,
+    lineage: Lineage,
+    version: Step,
+    blocks: Vec<BlockId>,
+    loaded: LoadReply,
+) {
+    let event = |block, state| shard::Event::Loaded {
+        lineage,
+        version,
+        block,
+        state,
+    };
     if version.0 == 0 {
         for block in blocks {
             let run = context.run.clone();
@@ -122,8 +166,16 @@ async fn load(context: Arc<ProcessContext>, lineage: Lineage, version: Step, blo
         match context.store.load_blocks(version.0, &blocks).await {
             Ok(states) => {
                 for state in states {
-                    let (parameters, first, second) = (state.param.into(), state.m.into(), state.v.into());
-                    loaded(event(state.block, BlockState { parameters, first_moment: first, second_moment: second }));
+                    let (parameters, first, second) =
+                        (state.param.into(), state.m.into(), state.v.into());
+                    loaded(event(
+                        state.block,
+                        BlockState {
+                            parameters,
+                            first_moment: first,
+                            second_moment: second,
+                        },
+                    ));
                 }
                 return;
             }
@@ -135,7 +187,13 @@ async fn load(context: Arc<ProcessContext>, lineage: Lineage, version: Step, blo
     }
 }
 
-async fn store(context: Arc<ProcessContext>, writer: Member, version: Step, blocks: Vec<(BlockId, BlockState)>, stored: ShardReply) {
+async fn store(
+    context: Arc<ProcessContext>,
+    writer: Member,
+    version: Step,
+    blocks: Vec<(BlockId, BlockState)>,
+    stored: ShardReply,
+) {
     let ids: Vec<BlockId> = blocks.iter().map(|(block, _)| *block).collect();
     let states: Vec<everstep_store::BlockState> = blocks
         .into_iter()
@@ -150,25 +208,48 @@ async fn store(context: Arc<ProcessContext>, writer: Member, version: Step, bloc
     let name = format!("shard-{}-{:x}", writer.index, writer.incarnation);
     match context.store.put_blocks(version.0, &name, &states).await {
         Ok(object) => match serde_json::to_vec(&object) {
-            Ok(object) => stored(shard::Event::Stored { version, blocks: ids, object }),
+            Ok(object) => stored(shard::Event::Stored {
+                version,
+                blocks: ids,
+                object,
+            }),
             Err(error) => tracing::error!(%error, "an object's record cannot be written"),
         },
-        Err(error) => tracing::warn!(%error, step = version.0, "a snapshot could not be stored; training goes on without it"),
+        Err(error) => {
+            tracing::warn!(%error, step = version.0, "a snapshot could not be stored; training goes on without it")
+        }
     }
 }
 
-async fn commit(context: Arc<ProcessContext>, epoch: u64, version: Step, objects: Vec<Vec<u8>>, committed: Box<dyn FnOnce(Step) + Send>) {
+async fn commit(
+    context: Arc<ProcessContext>,
+    epoch: u64,
+    version: Step,
+    objects: Vec<Vec<u8>>,
+    committed: Box<dyn FnOnce(Step) + Send>,
+) {
     let started = Instant::now();
     let manifest = match manifest(&context, version, &objects) {
         Ok(manifest) => manifest,
-        Err(error) => return tracing::error!(error, step = version.0, "the checkpoint cannot be committed"),
+        Err(error) => {
+            return tracing::error!(
+                error,
+                step = version.0,
+                "the checkpoint cannot be committed"
+            );
+        }
     };
     loop {
         match context.store.commit(&manifest).await {
             Ok(outcome) => {
                 if matches!(outcome, Commit::Created) {
                     let seconds = started.elapsed().as_secs_f64();
-                    context.event(&Event::CheckpointCommitted { step: version.0, epoch, bytes: manifest.bytes(), seconds });
+                    context.event(&Event::CheckpointCommitted {
+                        step: version.0,
+                        epoch,
+                        bytes: manifest.bytes(),
+                        seconds,
+                    });
                 }
                 break;
             }
@@ -178,27 +259,46 @@ async fn commit(context: Arc<ProcessContext>, epoch: u64, version: Step, objects
             }
         }
     }
-    if let Err(error) = context.ledger.record_commit(version.0, manifest.manifest_digest()) {
+    if let Err(error) = context
+        .ledger
+        .record_commit(version.0, manifest.manifest_digest())
+    {
         tracing::error!(%error, "the ledger does not take the committed step");
     }
     committed(version);
-    match context.store.prune(context.run.config.checkpoint.keep).await {
+    match context
+        .store
+        .prune(context.run.config.checkpoint.keep)
+        .await
+    {
         Ok(report) => tracing::debug!(?report, "pruned"),
         Err(error) => tracing::warn!(%error, "old checkpoints could not be pruned"),
     }
 }
 
 /// The manifest of a checkpoint. A block that two replicas stored is taken from the first; both have the same bits.
-fn manifest(context: &ProcessContext, version: Step, objects: &[Vec<u8>]) -> Result<CheckpointManifest, String> {
+fn manifest(
+    context: &ProcessContext,
+    version: Step,
+    objects: &[Vec<u8>],
+) -> Result<CheckpointManifest, String> {
     let mut seen = BTreeSet::new();
     let mut kept = Vec::new();
     for object in objects {
-        let mut object: CheckpointObject = serde_json::from_slice(object).map_err(|error| error.to_string())?;
+        let mut object: CheckpointObject =
+            serde_json::from_slice(object).map_err(|error| error.to_string())?;
         object.blocks.retain(|entry| seen.insert(entry.block));
         if !object.blocks.is_empty() {
             kept.push(object);
         }
     }
     let metadata = context.run.checkpoint_metadata();
-    CheckpointManifest::new(version.0, &context.run.identity, context.run.num_blocks(), kept, metadata).map_err(|error| error.to_string())
+    CheckpointManifest::new(
+        version.0,
+        &context.run.identity,
+        context.run.num_blocks(),
+        kept,
+        metadata,
+    )
+    .map_err(|error| error.to_string())
 }

@@ -68,16 +68,32 @@ impl Actor for CoordinatorActor {
     type State = CoordinatorState;
     type Arguments = ActorArguments;
 
-    async fn pre_start(&self, myself: ActorRef<CoordinatorMessage>, arguments: ActorArguments) -> Result<CoordinatorState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<CoordinatorMessage>,
+        arguments: ActorArguments,
+    ) -> Result<CoordinatorState, ActorProcessingErr> {
         let ActorArguments { context, address } = arguments;
-        let me = Member { role: Role::Coordinator, index: address.index, incarnation: context.next_life() };
-        let machine = Coordinator::new(context.run.coordinator_config(), me, context.run.numerics.clone());
+        let me = Member {
+            role: Role::Coordinator,
+            index: address.index,
+            incarnation: context.next_life(),
+        };
+        let machine = Coordinator::new(
+            context.run.coordinator_config(),
+            me,
+            context.run.numerics.clone(),
+        );
         let metrics = MetricsLog::open(context.run_dir.metrics())?;
         let tensorboard = TensorBoard::create(context.run_dir.tensorboard(), context.node())?;
         let inbox = myself.clone();
-        context.router.register(address, me.incarnation, Arc::new(move |delivery| {
-            let _ = inbox.cast(CoordinatorMessage::Delivery(delivery));
-        }));
+        context.router.register(
+            address,
+            me.incarnation,
+            Arc::new(move |delivery| {
+                let _ = inbox.cast(CoordinatorMessage::Delivery(delivery));
+            }),
+        );
         let peers = myself.clone();
         context.router.listen(Arc::new(move |event| {
             let _ = peers.cast(CoordinatorMessage::Peer(event));
@@ -108,21 +124,52 @@ impl Actor for CoordinatorActor {
         Ok(state)
     }
 
-    async fn handle(&self, myself: ActorRef<CoordinatorMessage>, message: CoordinatorMessage, state: &mut CoordinatorState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<CoordinatorMessage>,
+        message: CoordinatorMessage,
+        state: &mut CoordinatorState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             CoordinatorMessage::Tick => state.tick(&myself),
             CoordinatorMessage::Peer(event) => state.peer(&myself, event),
-            CoordinatorMessage::ManifestCommitted(version) => state.step(&myself, Event::ManifestCommitted { version }),
+            CoordinatorMessage::ManifestCommitted(version) => {
+                state.step(&myself, Event::ManifestCommitted { version })
+            }
             CoordinatorMessage::Elected { epoch, checkpoint } => {
                 state.electing = false;
                 state.epoch = Some(Epoch(epoch));
                 let high_water = Step(state.metrics.last_step().unwrap_or(0));
-                let (process, node) = (state.context.name().to_owned(), state.context.node().to_owned());
-                state.context.event(&everstep_telemetry::Event::LeaderElected { process, node, epoch, step: high_water.0 });
-                state.step(&myself, Event::Elected { epoch: Epoch(epoch), checkpoint: Step(checkpoint), high_water })
+                let (process, node) = (
+                    state.context.name().to_owned(),
+                    state.context.node().to_owned(),
+                );
+                state
+                    .context
+                    .event(&everstep_telemetry::Event::LeaderElected {
+                        process,
+                        node,
+                        epoch,
+                        step: high_water.0,
+                    });
+                state.step(
+                    &myself,
+                    Event::Elected {
+                        epoch: Epoch(epoch),
+                        checkpoint: Step(checkpoint),
+                        high_water,
+                    },
+                )
             }
-            CoordinatorMessage::Delivery(Delivery { from, from_incarnation, message, trace }) => {
-                let (Some(from), ClusterMessage::Protocol(message)) = (member_of(from, from_incarnation), message) else {
+            CoordinatorMessage::Delivery(Delivery {
+                from,
+                from_incarnation,
+                message,
+                trace,
+            }) => {
+                let (Some(from), ClusterMessage::Protocol(message)) =
+                    (member_of(from, from_incarnation), message)
+                else {
                     return Ok(());
                 };
                 if matches!(message, Message::Announce { .. }) {
@@ -130,7 +177,9 @@ impl Actor for CoordinatorActor {
                 }
                 state.members.insert(from);
                 let span = match &message {
-                    Message::Reduced { step, block, .. } => tracing::info_span!(span::DECIDE, step = step.0, block),
+                    Message::Reduced { step, block, .. } => {
+                        tracing::info_span!(span::DECIDE, step = step.0, block)
+                    }
                     _ => Span::none(),
                 };
                 trace.adopt(&span);
@@ -156,7 +205,8 @@ impl CoordinatorState {
         let now_ms = self.context.now_ms();
         let silent_ms = now_ms.saturating_sub(self.leader_heard_ms);
         // Standbys take turns, so that two of them seldom race for one epoch.
-        let patience_ms = self.context.run.timing.leader_timeout_ms * (1 + u64::from(self.address.index));
+        let patience_ms =
+            self.context.run.timing.leader_timeout_ms * (1 + u64::from(self.address.index));
         if self.epoch.is_none() && !self.electing && silent_ms > patience_ms {
             self.elect(myself);
         }
@@ -169,15 +219,29 @@ impl CoordinatorState {
     }
 
     /// A process that is gone takes all its members along.
-    fn peer(&mut self, myself: &ActorRef<CoordinatorMessage>, event: PeerEvent) -> Result<(), ActorProcessingErr> {
-        let PeerEvent::Down { process, incarnation } = event else { return Ok(()) };
+    fn peer(
+        &mut self,
+        myself: &ActorRef<CoordinatorMessage>,
+        event: PeerEvent,
+    ) -> Result<(), ActorProcessingErr> {
+        let PeerEvent::Down {
+            process,
+            incarnation,
+        } = event
+        else {
+            return Ok(());
+        };
         if self.finished {
             return Ok(());
         }
         let router = self.context.router.clone();
         let in_process = |member: &Member| {
-            let address = ActorAddress { role: member.role.into(), index: member.index };
-            router.process_of(address) == Some(process) && process_life(member.incarnation) == incarnation
+            let address = ActorAddress {
+                role: member.role.into(),
+                index: member.index,
+            };
+            router.process_of(address) == Some(process)
+                && process_life(member.incarnation) == incarnation
         };
         let lost: Vec<Member> = self.members.iter().copied().filter(in_process).collect();
         for member in lost {
@@ -187,7 +251,11 @@ impl CoordinatorState {
         Ok(())
     }
 
-    fn step(&mut self, myself: &ActorRef<CoordinatorMessage>, event: Event<TrainingNumerics>) -> Result<(), ActorProcessingErr> {
+    fn step(
+        &mut self,
+        myself: &ActorRef<CoordinatorMessage>,
+        event: Event<TrainingNumerics>,
+    ) -> Result<(), ActorProcessingErr> {
         let effects = self.machine.handle(self.context.now_ms(), event);
         for effect in effects {
             self.perform(myself, effect)?;
@@ -195,19 +263,27 @@ impl CoordinatorState {
         Ok(())
     }
 
-    fn perform(&mut self, myself: &ActorRef<CoordinatorMessage>, effect: Effect<TrainingNumerics>) -> Result<(), ActorProcessingErr> {
+    fn perform(
+        &mut self,
+        myself: &ActorRef<CoordinatorMessage>,
+        effect: Effect<TrainingNumerics>,
+    ) -> Result<(), ActorProcessingErr> {
         let from = (self.address, self.me.incarnation);
         match effect {
             Effect::Send { to, message } => {
                 // Leases start a step's trace; everything that follows from them continues it.
-                let entered = matches!(message, Message::Lease { .. }).then(|| self.step_span.clone().entered());
-                self.context.router.send_member(from, to, ClusterMessage::Protocol(message));
+                let entered = matches!(message, Message::Lease { .. })
+                    .then(|| self.step_span.clone().entered());
+                self.context
+                    .router
+                    .send_member(from, to, ClusterMessage::Protocol(message));
                 drop(entered);
             }
             Effect::Broadcast { message } => {
                 let router = &self.context.router;
                 // Loaders take no part in the protocol; all they need to hear is the end.
-                let loaders = matches!(message, Message::Finish { .. }).then_some(ActorRole::Loader);
+                let loaders =
+                    matches!(message, Message::Finish { .. }).then_some(ActorRole::Loader);
                 let roles = [ActorRole::Coordinator, ActorRole::Worker, ActorRole::Shard];
                 for role in roles.into_iter().chain(loaders) {
                     for to in router.actors(role).filter(|to| *to != self.address) {
@@ -216,10 +292,23 @@ impl CoordinatorState {
                 }
             }
             Effect::LogStep { step, decision } => self.log_step(step, &decision)?,
-            Effect::LogEvaluation { version, loss, tokens } => {
+            Effect::LogEvaluation {
+                version,
+                loss,
+                tokens,
+            } => {
                 let seconds = self.step_started.elapsed().as_secs_f64();
-                self.context.event(&everstep_telemetry::Event::Evaluation { step: version.0, loss, tokens, seconds });
-                self.tensorboard.scalars(version.0, SystemTime::now(), &[(metric::VALIDATION_LOSS.name, loss)])?;
+                self.context.event(&everstep_telemetry::Event::Evaluation {
+                    step: version.0,
+                    loss,
+                    tokens,
+                    seconds,
+                });
+                self.tensorboard.scalars(
+                    version.0,
+                    SystemTime::now(),
+                    &[(metric::VALIDATION_LOSS.name, loss)],
+                )?;
                 tracing::info!(step = version.0, loss, "validation loss");
             }
             Effect::CommitManifest { version, objects } => {
@@ -228,7 +317,12 @@ impl CoordinatorState {
                     let _ = reply.cast(CoordinatorMessage::ManifestCommitted(version));
                 });
                 let epoch = self.epoch.unwrap_or_default().0;
-                self.context.checkpointer(CheckpointerMessage::Commit { epoch, version, objects, committed })?;
+                self.context.checkpointer(CheckpointerMessage::Commit {
+                    epoch,
+                    version,
+                    objects,
+                    committed,
+                })?;
             }
             Effect::Note(note) => self.note(note),
             Effect::Finished => {
@@ -267,7 +361,11 @@ impl CoordinatorState {
         if !decision.apply {
             let epoch = self.epoch.unwrap_or_default().0;
             let reason = "a gradient is not finite".to_owned();
-            self.context.event(&everstep_telemetry::Event::StepSkipped { step: step.0, epoch, reason });
+            self.context.event(&everstep_telemetry::Event::StepSkipped {
+                step: step.0,
+                epoch,
+                reason,
+            });
         }
         Ok(())
     }
@@ -279,40 +377,112 @@ impl CoordinatorState {
         tracing::info!(?note, "noted");
         match note {
             Note::MemberLost { member } => {
-                let address = ActorAddress { role: member.role.into(), index: member.index };
+                let address = ActorAddress {
+                    role: member.role.into(),
+                    index: member.index,
+                };
                 let (process, node) = self.context.whereabouts(address);
                 let roles = vec![address.role.name().to_owned()];
                 let reason = format!("{member} is gone");
-                self.context.event(&Log::ProcessLost { process, node, roles, step: Some(step), epoch: Some(epoch), reason });
+                self.context.event(&Log::ProcessLost {
+                    process,
+                    node,
+                    roles,
+                    step: Some(step),
+                    epoch: Some(epoch),
+                    reason,
+                });
             }
-            Note::SlotsReassigned { step, slots, from, lost } => {
-                let reason = if lost { "its holder is gone" } else { "its holder is slow" };
+            Note::SlotsReassigned {
+                step,
+                slots,
+                from,
+                lost,
+            } => {
+                let reason = if lost {
+                    "its holder is gone"
+                } else {
+                    "its holder is slow"
+                };
                 for slot in slots {
                     let (slot, from, to) = (u64::from(slot), from.to_string(), String::new());
-                    self.context.event(&Log::SlotReassigned { step: step.0, epoch, slot, from, to, reason: reason.to_owned() });
+                    self.context.event(&Log::SlotReassigned {
+                        step: step.0,
+                        epoch,
+                        slot,
+                        from,
+                        to,
+                        reason: reason.to_owned(),
+                    });
                 }
             }
             Note::ShardPromoted { member, blocks } => {
-                let (process, node) = self.context.whereabouts(ActorAddress { role: ActorRole::Shard, index: member.index });
-                let (first_block, num_blocks) = (blocks.first().copied().unwrap_or_default().into(), blocks.len() as u64);
-                let (from, view) = (String::new(), self.machine.view().map_or(0, |view| view.number));
-                self.context.event(&Log::ShardPromoted { process, node, from, first_block, num_blocks, step, epoch, view });
+                let (process, node) = self.context.whereabouts(ActorAddress {
+                    role: ActorRole::Shard,
+                    index: member.index,
+                });
+                let (first_block, num_blocks) = (
+                    blocks.first().copied().unwrap_or_default().into(),
+                    blocks.len() as u64,
+                );
+                let (from, view) = (
+                    String::new(),
+                    self.machine.view().map_or(0, |view| view.number),
+                );
+                self.context.event(&Log::ShardPromoted {
+                    process,
+                    node,
+                    from,
+                    first_block,
+                    num_blocks,
+                    step,
+                    epoch,
+                    view,
+                });
             }
             Note::BackupSeeded { member, blocks } => {
-                let (process, node) = self.context.whereabouts(ActorAddress { role: ActorRole::Shard, index: member.index });
-                let (first_block, num_blocks) = (blocks.first().copied().unwrap_or_default().into(), blocks.len() as u64);
+                let (process, node) = self.context.whereabouts(ActorAddress {
+                    role: ActorRole::Shard,
+                    index: member.index,
+                });
+                let (first_block, num_blocks) = (
+                    blocks.first().copied().unwrap_or_default().into(),
+                    blocks.len() as u64,
+                );
                 let (source, bytes, seconds) = (String::new(), 0, 0.0);
-                self.context.event(&Log::BackupSeeded { process, node, source, first_block, num_blocks, step, epoch, bytes, seconds });
+                self.context.event(&Log::BackupSeeded {
+                    process,
+                    node,
+                    source,
+                    first_block,
+                    num_blocks,
+                    step,
+                    epoch,
+                    bytes,
+                    seconds,
+                });
             }
             Note::Rollback { to, from, .. } => {
                 let reason = "no live replica holds every block".to_owned();
-                self.context.event(&Log::Rollback { from_step: from.0, to_step: to.0, epoch, reason });
+                self.context.event(&Log::Rollback {
+                    from_step: from.0,
+                    to_step: to.0,
+                    epoch,
+                    reason,
+                });
             }
             Note::CheckpointAbandoned { version } => {
                 let reason = "a snapshot was lost with its shard".to_owned();
-                self.context.event(&Log::CheckpointAbandoned { step: version.0, epoch, reason });
+                self.context.event(&Log::CheckpointAbandoned {
+                    step: version.0,
+                    epoch,
+                    reason,
+                });
             }
-            Note::MemberJoined { .. } | Note::Degraded { .. } | Note::Resumed { .. } | Note::CheckpointCommitted { .. } => {}
+            Note::MemberJoined { .. }
+            | Note::Degraded { .. }
+            | Note::Resumed { .. }
+            | Note::CheckpointCommitted { .. } => {}
         }
     }
 

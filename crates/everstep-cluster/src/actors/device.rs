@@ -44,20 +44,27 @@ pub(crate) struct Device {
 
 impl Device {
     /// Starts the thread and builds the model on it.
-    pub(crate) fn start(run: Arc<RunContext>, worker: ActorRef<WorkerMessage>) -> Result<Self, ActorProcessingErr> {
+    pub(crate) fn start(
+        run: Arc<RunContext>,
+        worker: ActorRef<WorkerMessage>,
+    ) -> Result<Self, ActorProcessingErr> {
         let (jobs, queue) = mpsc::channel();
         let numerics = run.numerics.clone();
-        std::thread::Builder::new().name("device".to_owned()).spawn(move || {
-            let worker = &worker;
-            // A panic below is a broken invariant or a sticky device error: the actor must not wait for a thread that is gone.
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| serve(&run, &queue, worker)));
-            let reason = match outcome {
-                Ok(Ok(())) => return,
-                Ok(Err(reason)) => reason,
-                Err(panic) => panic_text(panic.as_ref()),
-            };
-            let _ = worker.cast(WorkerMessage::DeviceFailed(reason));
-        })?;
+        std::thread::Builder::new()
+            .name("device".to_owned())
+            .spawn(move || {
+                let worker = &worker;
+                // A panic below is a broken invariant or a sticky device error: the actor must not wait for a thread that is gone.
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    serve(&run, &queue, worker)
+                }));
+                let reason = match outcome {
+                    Ok(Ok(())) => return,
+                    Ok(Err(reason)) => reason,
+                    Err(panic) => panic_text(panic.as_ref()),
+                };
+                let _ = worker.cast(WorkerMessage::DeviceFailed(reason));
+            })?;
         Ok(Self { jobs, numerics })
     }
 
@@ -68,38 +75,65 @@ impl Device {
 
     /// Queues a job.
     pub(crate) fn send(&self, job: Job) -> Result<(), ActorProcessingErr> {
-        self.jobs.send(job).map_err(|_| "the device thread is gone".into())
+        self.jobs
+            .send(job)
+            .map_err(|_| "the device thread is gone".into())
     }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_else(|| "panic".to_owned())
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "panic".to_owned())
 }
 
-fn serve(run: &RunContext, queue: &mpsc::Receiver<Job>, worker: &ActorRef<WorkerMessage>) -> Result<(), String> {
+fn serve(
+    run: &RunContext,
+    queue: &mpsc::Receiver<Job>,
+    worker: &ActorRef<WorkerMessage>,
+) -> Result<(), String> {
     let mut model: Model = run.build_model()?;
     while let Ok(job) = queue.recv() {
         match job {
             Job::Load { block, parameters } => {
                 let offset = run.layout().blocks()[block as usize].offset;
-                model.set_parameters(offset, parameters.as_bytes()).map_err(|error| error.to_string())?;
+                model
+                    .set_parameters(offset, parameters.as_bytes())
+                    .map_err(|error| error.to_string())?;
             }
-            Job::Compute { step, task, batch, trace } => {
+            Job::Compute {
+                step,
+                task,
+                batch,
+                trace,
+            } => {
                 let message = match task {
                     Task::Slot(slot) => {
                         let span = tracing::info_span!(span::FORWARD_BACKWARD, step = step.0, slot);
                         trace.adopt(&span);
                         let _entered = span.enter();
-                        let gradients: Vec<Gradient> = run.gradient(&mut model, &batch, step, slot).map_err(|error| error.to_string())?;
-                        WorkerMessage::Computed { step, slot, gradients }
+                        let gradients: Vec<Gradient> = run
+                            .gradient(&mut model, &batch, step, slot)
+                            .map_err(|error| error.to_string())?;
+                        WorkerMessage::Computed {
+                            step,
+                            slot,
+                            gradients,
+                        }
                     }
                     Task::Evaluate(chunk) => {
                         let span = tracing::info_span!(span::EVALUATE, step = step.0, chunk);
                         trace.adopt(&span);
                         let _entered = span.enter();
-                        let (loss_sum, tokens) = run.evaluate(&model, &batch).map_err(|error| error.to_string())?;
-                        WorkerMessage::Evaluated { step, chunk, loss_sum, tokens }
+                        let (loss_sum, tokens) = run
+                            .evaluate(&model, &batch)
+                            .map_err(|error| error.to_string())?;
+                        WorkerMessage::Evaluated {
+                            step,
+                            chunk,
+                            loss_sum,
+                            tokens,
+                        }
                     }
                 };
                 if worker.cast(message).is_err() {

@@ -29,18 +29,40 @@ impl Actor for Loader {
     type State = LoaderState;
     type Arguments = ActorArguments;
 
-    async fn pre_start(&self, myself: ActorRef<LoaderMessage>, arguments: ActorArguments) -> Result<LoaderState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<LoaderMessage>,
+        arguments: ActorArguments,
+    ) -> Result<LoaderState, ActorProcessingErr> {
         let ActorArguments { context, address } = arguments;
         let incarnation = context.next_life();
-        context.router.register(address, incarnation, Arc::new(move |delivery| {
-            let _ = myself.cast(LoaderMessage(delivery));
-        }));
+        context.router.register(
+            address,
+            incarnation,
+            Arc::new(move |delivery| {
+                let _ = myself.cast(LoaderMessage(delivery));
+            }),
+        );
         tracing::info!(loader = address.index, "loader started");
-        Ok(LoaderState { context, address, incarnation })
+        Ok(LoaderState {
+            context,
+            address,
+            incarnation,
+        })
     }
 
-    async fn handle(&self, _myself: ActorRef<LoaderMessage>, message: LoaderMessage, state: &mut LoaderState) -> Result<(), ActorProcessingErr> {
-        let Delivery { from, message, trace, .. } = message.0;
+    async fn handle(
+        &self,
+        _myself: ActorRef<LoaderMessage>,
+        message: LoaderMessage,
+        state: &mut LoaderState,
+    ) -> Result<(), ActorProcessingErr> {
+        let Delivery {
+            from,
+            message,
+            trace,
+            ..
+        } = message.0;
         let (step, task) = match message {
             ClusterMessage::BatchRequest { step, task } => (step, task),
             ClusterMessage::Protocol(Message::Finish { .. }) => {
@@ -54,7 +76,10 @@ impl Actor for Loader {
         let _entered = span.enter();
         let batch = Arc::new(state.context.run.batch(step, task)?);
         let reply = ClusterMessage::Batch { step, task, batch };
-        state.context.router.send((state.address, state.incarnation), from, reply);
+        state
+            .context
+            .router
+            .send((state.address, state.incarnation), from, reply);
         Ok(())
     }
 }

@@ -9,8 +9,8 @@ use everstep_telemetry::names::span;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::Span;
 
-use super::checkpointer::CheckpointerMessage;
 use super::ActorArguments;
+use super::checkpointer::CheckpointerMessage;
 use crate::message::{ClusterMessage, Delivery, StepMessage};
 use crate::process::ProcessContext;
 use crate::router::member_of;
@@ -42,9 +42,17 @@ impl Actor for ShardActor {
     type State = ShardState;
     type Arguments = ActorArguments;
 
-    async fn pre_start(&self, myself: ActorRef<ShardMessage>, arguments: ActorArguments) -> Result<ShardState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<ShardMessage>,
+        arguments: ActorArguments,
+    ) -> Result<ShardState, ActorProcessingErr> {
         let ActorArguments { context, address } = arguments;
-        let me = Member { role: Role::Shard, index: address.index, incarnation: context.next_life() };
+        let me = Member {
+            role: Role::Shard,
+            index: address.index,
+            incarnation: context.next_life(),
+        };
         let config = ShardConfig {
             me,
             num_slots: context.run.num_slots(),
@@ -53,22 +61,43 @@ impl Actor for ShardActor {
         };
         let machine = Shard::new(config, context.run.numerics.clone());
         let inbox = myself.clone();
-        context.router.register(address, me.incarnation, Arc::new(move |delivery| {
-            let _ = inbox.cast(ShardMessage::Delivery(delivery));
-        }));
+        context.router.register(
+            address,
+            me.incarnation,
+            Arc::new(move |delivery| {
+                let _ = inbox.cast(ShardMessage::Delivery(delivery));
+            }),
+        );
         myself.send_interval(context.run.timing.tick(), || ShardMessage::Tick);
-        let mut state = ShardState { context, address, me, machine };
+        let mut state = ShardState {
+            context,
+            address,
+            me,
+            machine,
+        };
         state.step(&myself, Event::Started)?;
         tracing::info!(member = %me, "shard started");
         Ok(state)
     }
 
-    async fn handle(&self, myself: ActorRef<ShardMessage>, message: ShardMessage, state: &mut ShardState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<ShardMessage>,
+        message: ShardMessage,
+        state: &mut ShardState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             ShardMessage::Tick => state.step(&myself, Event::Tick),
             ShardMessage::Event(event) => state.step(&myself, event),
-            ShardMessage::Delivery(Delivery { from, from_incarnation, message, trace }) => {
-                let (Some(from), ClusterMessage::Protocol(message)) = (member_of(from, from_incarnation), message) else {
+            ShardMessage::Delivery(Delivery {
+                from,
+                from_incarnation,
+                message,
+                trace,
+            }) => {
+                let (Some(from), ClusterMessage::Protocol(message)) =
+                    (member_of(from, from_incarnation), message)
+                else {
                     return Ok(());
                 };
                 let span = span_of(&message);
@@ -83,8 +112,13 @@ impl Actor for ShardActor {
 /// The span that a message's work belongs to; most messages are bookkeeping and get none.
 fn span_of(message: &StepMessage) -> Span {
     match message {
-        Message::Partial { step, block, .. } => tracing::info_span!(span::REDUCE, step = step.0, block),
-        Message::Replicate { step, block, .. } => tracing::info_span!(span::REPLICATE, step = step.0, block),
+        Message::Partial { step, block, .. } => {
+            tracing::info_span!(span::REDUCE, step = step.0, block)
+        }
+        // The acknowledgement is what completes a block's report to the leader: it belongs to the step's trace too.
+        Message::Replicate { step, block, .. } | Message::ReplicateAck { step, block, .. } => {
+            tracing::info_span!(span::REPLICATE, step = step.0, block)
+        }
         Message::Decide { step, .. } => tracing::info_span!(span::APPLY, step = step.0),
         Message::Pull { version, .. } => tracing::info_span!(span::PUBLISH, step = version.0),
         _ => Span::none(),
@@ -92,31 +126,61 @@ fn span_of(message: &StepMessage) -> Span {
 }
 
 impl ShardState {
-    fn step(&mut self, myself: &ActorRef<ShardMessage>, event: Event<TrainingNumerics>) -> Result<(), ActorProcessingErr> {
+    fn step(
+        &mut self,
+        myself: &ActorRef<ShardMessage>,
+        event: Event<TrainingNumerics>,
+    ) -> Result<(), ActorProcessingErr> {
         let from = (self.address, self.me.incarnation);
         for effect in self.machine.handle(self.context.now_ms(), event) {
             match effect {
-                Effect::Send { to, message } => self.context.router.send_member(from, to, ClusterMessage::Protocol(message)),
+                Effect::Send { to, message } => {
+                    self.context
+                        .router
+                        .send_member(from, to, ClusterMessage::Protocol(message))
+                }
                 Effect::SendCoordinators { message } => {
                     for coordinator in self.context.router.actors(ActorRole::Coordinator) {
-                        self.context.router.send(from, coordinator, ClusterMessage::Protocol(message.clone()));
+                        self.context.router.send(
+                            from,
+                            coordinator,
+                            ClusterMessage::Protocol(message.clone()),
+                        );
                     }
                 }
-                Effect::Load { lineage, version, blocks } => {
+                Effect::Load {
+                    lineage,
+                    version,
+                    blocks,
+                } => {
                     let reply = myself.clone();
                     let loaded = Box::new(move |event| {
                         let _ = reply.cast(ShardMessage::Event(event));
                     });
-                    self.context.checkpointer(CheckpointerMessage::Load { lineage, version, blocks, loaded })?;
+                    self.context.checkpointer(CheckpointerMessage::Load {
+                        lineage,
+                        version,
+                        blocks,
+                        loaded,
+                    })?;
                 }
                 Effect::Store { version, blocks } => {
                     let reply = myself.clone();
                     let stored = Box::new(move |event| {
                         let _ = reply.cast(ShardMessage::Event(event));
                     });
-                    self.context.checkpointer(CheckpointerMessage::Store { writer: self.me, version, blocks, stored })?;
+                    self.context.checkpointer(CheckpointerMessage::Store {
+                        writer: self.me,
+                        version,
+                        blocks,
+                        stored,
+                    })?;
                 }
-                Effect::Restart => return Err(format!("{} was declared lost: starting again, empty", self.me).into()),
+                Effect::Restart => {
+                    return Err(
+                        format!("{} was declared lost: starting again, empty", self.me).into(),
+                    );
+                }
                 Effect::Finished => self.context.finish(),
             }
         }

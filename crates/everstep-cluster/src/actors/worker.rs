@@ -77,9 +77,17 @@ impl Actor for WorkerActor {
     type State = WorkerState;
     type Arguments = ActorArguments;
 
-    async fn pre_start(&self, myself: ActorRef<WorkerMessage>, arguments: ActorArguments) -> Result<WorkerState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<WorkerMessage>,
+        arguments: ActorArguments,
+    ) -> Result<WorkerState, ActorProcessingErr> {
         let ActorArguments { context, address } = arguments;
-        let me = Member { role: Role::Worker, index: address.index, incarnation: context.next_life() };
+        let me = Member {
+            role: Role::Worker,
+            index: address.index,
+            incarnation: context.next_life(),
+        };
         let config = WorkerConfig {
             me,
             num_slots: context.run.num_slots(),
@@ -88,9 +96,13 @@ impl Actor for WorkerActor {
         };
         let device = Device::start(context.run.clone(), myself.clone())?;
         let inbox = myself.clone();
-        context.router.register(address, me.incarnation, Arc::new(move |delivery| {
-            let _ = inbox.cast(WorkerMessage::Delivery(delivery));
-        }));
+        context.router.register(
+            address,
+            me.incarnation,
+            Arc::new(move |delivery| {
+                let _ = inbox.cast(WorkerMessage::Delivery(delivery));
+            }),
+        );
         myself.send_interval(context.run.timing.tick(), || WorkerMessage::Tick);
         let mut state = WorkerState {
             context,
@@ -107,20 +119,45 @@ impl Actor for WorkerActor {
         Ok(state)
     }
 
-    async fn handle(&self, _myself: ActorRef<WorkerMessage>, message: WorkerMessage, state: &mut WorkerState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _myself: ActorRef<WorkerMessage>,
+        message: WorkerMessage,
+        state: &mut WorkerState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             WorkerMessage::Tick => {
                 state.fetch_again();
                 state.step(Event::Tick)
             }
-            WorkerMessage::Computed { step, slot, gradients } => {
+            WorkerMessage::Computed {
+                step,
+                slot,
+                gradients,
+            } => {
                 let span = tracing::info_span!(span::PUSH, step = step.0, slot);
                 state.lease_trace.adopt(&span);
                 let _entered = span.enter();
-                state.step(Event::Computed { step, slot, gradients })
+                state.step(Event::Computed {
+                    step,
+                    slot,
+                    gradients,
+                })
             }
-            WorkerMessage::Evaluated { step, chunk, loss_sum, tokens } => state.step(Event::Evaluated { step, chunk, loss_sum, tokens }),
-            WorkerMessage::DeviceFailed(reason) => Err(format!("device of {} failed: {reason}", state.me).into()),
+            WorkerMessage::Evaluated {
+                step,
+                chunk,
+                loss_sum,
+                tokens,
+            } => state.step(Event::Evaluated {
+                step,
+                chunk,
+                loss_sum,
+                tokens,
+            }),
+            WorkerMessage::DeviceFailed(reason) => {
+                Err(format!("device of {} failed: {reason}", state.me).into())
+            }
             WorkerMessage::Delivery(delivery) => state.deliver(delivery),
         }
     }
@@ -128,7 +165,12 @@ impl Actor for WorkerActor {
 
 impl WorkerState {
     fn deliver(&mut self, delivery: Delivery) -> Result<(), ActorProcessingErr> {
-        let Delivery { from, from_incarnation, message, trace } = delivery;
+        let Delivery {
+            from,
+            from_incarnation,
+            message,
+            trace,
+        } = delivery;
         match message {
             ClusterMessage::Batch { step, task, batch } => {
                 if let Some(fetch) = self.fetches.get_mut(&(step, task)) {
@@ -138,9 +180,12 @@ impl WorkerState {
             }
             ClusterMessage::BatchRequest { .. } => Ok(()),
             ClusterMessage::Protocol(message) => {
-                let Some(from) = member_of(from, from_incarnation) else { return Ok(()) };
+                let Some(from) = member_of(from, from_incarnation) else {
+                    return Ok(());
+                };
                 if let Message::Lease { step, .. } = &message {
-                    let span = tracing::info_span!(span::LEASE, step = step.0, worker = self.me.index);
+                    let span =
+                        tracing::info_span!(span::LEASE, step = step.0, worker = self.me.index);
                     trace.adopt(&span);
                     let _entered = span.enter();
                     self.lease_trace = TraceContext::current();
@@ -155,20 +200,32 @@ impl WorkerState {
         let from = (self.address, self.me.incarnation);
         for effect in self.machine.handle(self.context.now_ms(), event) {
             match effect {
-                Effect::Send { to, message } => self.context.router.send_member(from, to, ClusterMessage::Protocol(message)),
+                Effect::Send { to, message } => {
+                    self.context
+                        .router
+                        .send_member(from, to, ClusterMessage::Protocol(message))
+                }
                 Effect::SendCoordinators { message } => {
                     for coordinator in self.context.router.actors(ActorRole::Coordinator) {
-                        self.context.router.send(from, coordinator, ClusterMessage::Protocol(message.clone()));
+                        self.context.router.send(
+                            from,
+                            coordinator,
+                            ClusterMessage::Protocol(message.clone()),
+                        );
                     }
                 }
                 Effect::Prefetch { step, tasks } => {
-                    // Batches of earlier steps are never asked for again.
-                    self.fetches.retain(|(known, _), _| *known >= step);
+                    // Batches of earlier steps are not asked for again, but the machine waits for the task that it has asked for.
+                    let waiting = self.waiting;
+                    self.fetches
+                        .retain(|key, _| key.0 >= step || waiting == Some(*key));
                     for task in tasks {
                         self.fetch(step, task);
                     }
                 }
-                Effect::LoadParameters { block, parameters, .. } => {
+                Effect::LoadParameters {
+                    block, parameters, ..
+                } => {
                     self.device.send(Job::Load { block, parameters })?;
                 }
                 Effect::Compute { step, task } => {
@@ -176,7 +233,11 @@ impl WorkerState {
                     self.fetch(step, task);
                     self.compute_if_ready()?;
                 }
-                Effect::Restart => return Err(format!("{} was declared lost: starting again, empty", self.me).into()),
+                Effect::Restart => {
+                    return Err(
+                        format!("{} was declared lost: starting again, empty", self.me).into(),
+                    );
+                }
                 Effect::Finished => self.context.finish(),
             }
         }
@@ -188,7 +249,13 @@ impl WorkerState {
         if self.fetches.contains_key(&(step, task)) {
             return;
         }
-        self.fetches.insert((step, task), Fetch { asked_ms: now_ms, batch: None });
+        self.fetches.insert(
+            (step, task),
+            Fetch {
+                asked_ms: now_ms,
+                batch: None,
+            },
+        );
         self.ask(step, task);
     }
 
@@ -212,19 +279,38 @@ impl WorkerState {
         let router = &self.context.router;
         let loaders: Vec<ActorAddress> = router.actors(ActorRole::Loader).collect();
         let up = |loader: &&ActorAddress| {
-            router.process_of(**loader).is_some_and(|process| process == self.context.process || router.is_up(process))
+            router
+                .process_of(**loader)
+                .is_some_and(|process| process == self.context.process || router.is_up(process))
         };
         let here: Vec<&ActorAddress> = loaders.iter().filter(up).collect();
         if let Some(loader) = here.get(self.me.index as usize % here.len().max(1)) {
-            router.send((self.address, self.me.incarnation), **loader, ClusterMessage::BatchRequest { step, task });
+            router.send(
+                (self.address, self.me.incarnation),
+                **loader,
+                ClusterMessage::BatchRequest { step, task },
+            );
         }
     }
 
     fn compute_if_ready(&mut self) -> Result<(), ActorProcessingErr> {
-        let Some((step, task)) = self.waiting else { return Ok(()) };
-        let Some(batch) = self.fetches.get(&(step, task)).and_then(|fetch| fetch.batch.clone()) else { return Ok(()) };
+        let Some((step, task)) = self.waiting else {
+            return Ok(());
+        };
+        let Some(batch) = self
+            .fetches
+            .get(&(step, task))
+            .and_then(|fetch| fetch.batch.clone())
+        else {
+            return Ok(());
+        };
         self.fetches.remove(&(step, task));
         self.waiting = None;
-        self.device.send(Job::Compute { step, task, batch, trace: self.lease_trace })
+        self.device.send(Job::Compute {
+            step,
+            task,
+            batch,
+            trace: self.lease_trace,
+        })
     }
 }

@@ -45,15 +45,32 @@ impl RunContext {
             None => Topology::laptop(),
         };
         if topology.cluster.replication.is_none() {
-            topology.check_replication(config.cluster.replication, "cluster.replication of the run file")?;
+            topology.check_replication(
+                config.cluster.replication,
+                "cluster.replication of the run file",
+            )?;
         }
         if let Some(node) = &request.node
-            && !topology.processes.iter().any(|process| process.node == *node)
+            && !topology
+                .processes
+                .iter()
+                .any(|process| process.node == *node)
         {
-            return Err(RunError::User(format!("--node: the topology has no process on a node \"{node}\"")));
+            return Err(RunError::User(format!(
+                "--node: the topology has no process on a node \"{node}\""
+            )));
         }
-        let run_dir = RunDir::new(request.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(&config.run.name)));
-        let store_url = config.run.store.clone().unwrap_or_else(|| run_dir.default_store());
+        let run_dir = RunDir::new(
+            request
+                .run_dir
+                .clone()
+                .unwrap_or_else(|| Path::new("runs").join(&config.run.name)),
+        );
+        let store_url = config
+            .run
+            .store
+            .clone()
+            .unwrap_or_else(|| run_dir.default_store());
         let store = RunStore::open(&store_url, &config.run.name)?;
         store.check_writable().await?;
         if config.cluster.election == Election::Store && !topology.is_single_process() {
@@ -66,8 +83,12 @@ impl RunContext {
         } else {
             say("preparing data");
             let base = absolute(&request.run_file);
-            everstep_data::open_or_prepare(&config.data, base.parent().unwrap_or(Path::new(".")), &run_dir.data())
-                .map_err(|error| RunError::User(format!("{}: {error}", request.run_file.display())))?
+            everstep_data::open_or_prepare(
+                &config.data,
+                base.parent().unwrap_or(Path::new(".")),
+                &run_dir.data(),
+            )
+            .map_err(|error| RunError::User(format!("{}: {error}", request.run_file.display())))?
         };
         config.resolve_vocab(dataset.vocab_size(), &request.run_file)?;
         if resuming {
@@ -100,22 +121,40 @@ impl RunContext {
     pub fn open(run_dir: &RunDir) -> Result<Self, RunError> {
         let file = run_dir.run_file();
         if !file.exists() {
-            return Err(RunError::User(format!("{}: no run here (run.toml is missing)", run_dir.path().display())));
+            return Err(RunError::User(format!(
+                "{}: no run here (run.toml is missing)",
+                run_dir.path().display()
+            )));
         }
         let config = RunConfig::read(&file, &[])?;
         let topology = match fs::read(run_dir.topology()) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| RunError::User(format!("{}: {error}", run_dir.topology().display())))?,
-            Err(error) => return Err(RunError::User(format!("{}: {error}", run_dir.topology().display()))),
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+                RunError::User(format!("{}: {error}", run_dir.topology().display()))
+            })?,
+            Err(error) => {
+                return Err(RunError::User(format!(
+                    "{}: {error}",
+                    run_dir.topology().display()
+                )));
+            }
         };
         let dataset = Dataset::open(&run_dir.data())?;
         Self::assemble(config, topology, run_dir.clone(), dataset)
     }
 
-    fn assemble(config: RunConfig, topology: Topology, run_dir: RunDir, dataset: Dataset) -> Result<Self, RunError> {
+    fn assemble(
+        config: RunConfig,
+        topology: Topology,
+        run_dir: RunDir,
+        dataset: Dataset,
+    ) -> Result<Self, RunError> {
         let user = |error: &dyn std::fmt::Display| RunError::User(error.to_string());
         let parameters = everstep_model::parameters(&config.model);
-        let layout = Arc::new(Layout::new(parameters, config.cluster.block_params).map_err(|e| user(&e))?);
-        let numerics = TrainingNumerics::new(layout.clone(), config.optimizer(), config.compute.dtype).map_err(|e| user(&e))?;
+        let layout =
+            Arc::new(Layout::new(parameters, config.cluster.block_params).map_err(|e| user(&e))?);
+        let numerics =
+            TrainingNumerics::new(layout.clone(), config.optimizer(), config.compute.dtype)
+                .map_err(|e| user(&e))?;
         let data = PretrainingData::new(&config, Arc::new(dataset))?;
         let objective = Pretraining::new(&config);
         everstep_torch::load_cuda();
@@ -134,14 +173,32 @@ impl RunContext {
         };
         let run_id = short(identity.digest());
         let timing = Timing::default();
-        Ok(Self { config, topology, identity, run_id, numerics, timing, run_dir, data, objective })
+        Ok(Self {
+            config,
+            topology,
+            identity,
+            run_id,
+            numerics,
+            timing,
+            run_dir,
+            data,
+            objective,
+        })
     }
 
     /// Writes the run into the store, or checks that it is the same run.
     async fn put_identity(&self, store: &RunStore, request: &RunRequest) -> Result<(), RunError> {
-        let PutRun::Existing(existing) = store.put_run(&self.config.to_toml(), &self.identity).await? else { return Ok(()) };
+        let PutRun::Existing(existing) = store
+            .put_run(&self.config.to_toml(), &self.identity)
+            .await?
+        else {
+            return Ok(());
+        };
         let differences = existing.environment_differences(&self.identity);
-        if let (Some(difference), false) = (differences.first(), request.allow_other_platform || self.config.run.determinism.is_relaxed()) {
+        if let (Some(difference), false) = (
+            differences.first(),
+            request.allow_other_platform || self.config.run.determinism.is_relaxed(),
+        ) {
             return Err(RunError::User(format!(
                 "this machine is not like the one the run was started on: {difference}; a strict run would give other weights here. \
                  Use --allow-other-platform to go on all the same, or determinism = \"relaxed\" for a new run"
@@ -159,7 +216,10 @@ fn same_run(run_dir: &RunDir, config: &RunConfig, run_file: &Path) -> Result<(),
         return Ok(());
     }
     let each = |difference: &NumericDifference| {
-        format!("{} was {} and is now {}", difference.field, difference.known, difference.given)
+        format!(
+            "{} was {} and is now {}",
+            difference.field, difference.known, difference.given
+        )
     };
     Err(RunError::User(format!(
         "{}: this is not the run that lives in {}: {}; restore the value or choose another --run-dir",
@@ -181,16 +241,29 @@ fn certificates(run_dir: &RunDir, topology: &Topology, is_node: bool) -> Result<
             ca.issue(&process.name, &tls)?;
         }
     }
-    session::make_secret(&tls).map_err(|error| RunError::User(format!("{}: {error}", tls.display())))
+    session::make_secret(&tls)
+        .map_err(|error| RunError::User(format!("{}: {error}", tls.display())))
 }
 
 fn write_layout(run_dir: &RunDir, config: &RunConfig, topology: &Topology) -> Result<(), RunError> {
-    let failed = |error: std::io::Error| RunError::User(format!("{}: cannot be written: {error}", run_dir.path().display()));
-    for folder in [run_dir.path().join("logs"), run_dir.status(), run_dir.path().join("ledger")] {
+    let failed = |error: std::io::Error| {
+        RunError::User(format!(
+            "{}: cannot be written: {error}",
+            run_dir.path().display()
+        ))
+    };
+    for folder in [
+        run_dir.path().join("logs"),
+        run_dir.status(),
+        run_dir.path().join("ledger"),
+    ] {
         fs::create_dir_all(folder).map_err(failed)?;
     }
     let topology = serde_json::to_vec_pretty(topology).map_err(|error| failed(error.into()))?;
-    for (path, bytes) in [(run_dir.topology(), topology), (run_dir.run_file(), config.to_toml().into_bytes())] {
+    for (path, bytes) in [
+        (run_dir.topology(), topology),
+        (run_dir.run_file(), config.to_toml().into_bytes()),
+    ] {
         let temporary = path.with_extension("tmp");
         fs::write(&temporary, bytes).map_err(failed)?;
         fs::rename(&temporary, &path).map_err(failed)?;

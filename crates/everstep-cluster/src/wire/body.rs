@@ -46,8 +46,15 @@ pub(super) struct BlockStatus {
 
 #[derive(Archive, Serialize, Deserialize, Debug)]
 pub(super) enum Status {
-    Shard { lineage: u64, blocks: Vec<BlockStatus> },
-    Worker { lineage: u64, step: u64, held: Vec<(u32, u32)> },
+    Shard {
+        lineage: u64,
+        blocks: Vec<BlockStatus>,
+    },
+    Worker {
+        lineage: u64,
+        step: u64,
+        held: Vec<(u32, u32)>,
+    },
 }
 
 #[derive(Archive, Serialize, Deserialize, Debug)]
@@ -85,29 +92,129 @@ pub(super) struct Decision {
 
 #[derive(Archive, Serialize, Deserialize, Debug)]
 pub(super) enum Body {
-    Announce { epoch: u64 },
-    Hello { epoch: u64, status: Status },
-    Expelled { epoch: u64 },
+    Announce {
+        epoch: u64,
+    },
+    Hello {
+        epoch: u64,
+        status: Status,
+    },
+    Expelled {
+        epoch: u64,
+    },
     View(View),
-    ViewReady { epoch: u64, number: u64 },
-    Lease { epoch: u64, lineage: u64, step: u64, tasks: Vec<Task> },
-    Delivered { epoch: u64, number: u64, step: u64, start: u32, end: u32 },
-    Evaluated { step: u64, chunk: u32, loss_sum: f64, tokens: u64 },
-    Reduced { epoch: u64, number: u64, step: u64, block: u32, report: Report },
-    Decide { epoch: u64, lineage: u64, step: u64, decision: Decision, snapshot: bool },
-    Applied { lineage: u64, step: u64 },
-    Snapshot { epoch: u64, version: u64, blocks: Vec<u32> },
-    Stored { version: u64, blocks: Vec<u32>, object: Vec<u8> },
-    Finish { epoch: u64 },
-    Pull { version: u64, blocks: Vec<u32> },
-    Parameters { version: u64, block: u32, dtype: u8 },
-    Partial { lineage: u64, step: u64, start: u32, end: u32, block: u32, loss_sum: f64, tokens: u64 },
-    PartialAck { lineage: u64, step: u64, start: u32, end: u32, block: u32 },
-    Replicate { lineage: u64, step: u64, block: u32, loss_sum: f64, tokens: u64 },
-    ReplicateAck { lineage: u64, step: u64, block: u32 },
-    SeedRequest { lineage: u64, block: u32 },
-    Seed { lineage: u64, block: u32, version: u64, last: Option<Report> },
-    Seeded { lineage: u64, block: u32, version: u64 },
-    BatchRequest { step: u64, task: Task },
-    Batch { step: u64, task: Task },
+    ViewReady {
+        epoch: u64,
+        number: u64,
+    },
+    Lease {
+        epoch: u64,
+        lineage: u64,
+        step: u64,
+        tasks: Vec<Task>,
+    },
+    Delivered {
+        epoch: u64,
+        number: u64,
+        step: u64,
+        start: u32,
+        end: u32,
+    },
+    Evaluated {
+        step: u64,
+        chunk: u32,
+        loss_sum: f64,
+        tokens: u64,
+    },
+    Reduced {
+        epoch: u64,
+        number: u64,
+        step: u64,
+        block: u32,
+        report: Report,
+    },
+    Decide {
+        epoch: u64,
+        lineage: u64,
+        step: u64,
+        decision: Decision,
+        snapshot: bool,
+    },
+    Applied {
+        lineage: u64,
+        step: u64,
+    },
+    Snapshot {
+        epoch: u64,
+        version: u64,
+        blocks: Vec<u32>,
+    },
+    Stored {
+        version: u64,
+        blocks: Vec<u32>,
+        object: Vec<u8>,
+    },
+    Finish {
+        epoch: u64,
+    },
+    Pull {
+        version: u64,
+        blocks: Vec<u32>,
+    },
+    Parameters {
+        version: u64,
+        block: u32,
+        dtype: u8,
+    },
+    Partial {
+        lineage: u64,
+        step: u64,
+        start: u32,
+        end: u32,
+        block: u32,
+        loss_sum: f64,
+        tokens: u64,
+    },
+    PartialAck {
+        lineage: u64,
+        step: u64,
+        start: u32,
+        end: u32,
+        block: u32,
+    },
+    Replicate {
+        lineage: u64,
+        step: u64,
+        block: u32,
+        loss_sum: f64,
+        tokens: u64,
+    },
+    ReplicateAck {
+        lineage: u64,
+        step: u64,
+        block: u32,
+    },
+    SeedRequest {
+        lineage: u64,
+        block: u32,
+    },
+    Seed {
+        lineage: u64,
+        block: u32,
+        version: u64,
+        last: Option<Report>,
+    },
+    Seeded {
+        lineage: u64,
+        block: u32,
+        version: u64,
+    },
+    BatchRequest {
+        step: u64,
+        task: Task,
+    },
+    Batch {
+        step: u64,
+        task: Task,
+    },
 }
