@@ -18,16 +18,21 @@ fn twenty_random_kills_change_no_bit() {
     let victims = ["worker-0", "worker-1", "worker-2", "shard-0", "shard-1"];
     let mut stream = Stream::new(1, Purpose::Fault, &[]);
     let (mut killed, mut killed_shards) = (0, 0);
-    // One kill is due after every eighth step, of a random process or, if it is not alive right then, of the next one that is.
+    // One kill is due after every seventh step, of a random process or, if it is not alive right then, of the next one that is.
     for step in running.steps() {
-        while killed < KILLS && step >= (killed + 1) * 8 {
+        if killed < KILLS && step >= (killed + 1) * 7 {
             let first = stream.below(victims.len() as u64) as usize;
-            let order = victims.iter().cycle().skip(first).take(victims.len());
-            let Some(victim) = order.copied().find(|victim| running.kill(victim)) else {
-                break;
-            };
-            killed += 1;
-            killed_shards += u64::from(victim.starts_with("shard"));
+            let order: Vec<&str> = victims
+                .iter()
+                .cycle()
+                .skip(first)
+                .take(victims.len())
+                .copied()
+                .collect();
+            if let Some(victim) = running.kill_first_alive(&order) {
+                killed += 1;
+                killed_shards += u64::from(victim.starts_with("shard"));
+            }
         }
     }
     running.finish(&bench, "killed");

@@ -318,12 +318,20 @@ impl Running {
 
     /// Sends SIGKILL to a process of the run; false if it is not alive now.
     pub(crate) fn kill(&self, name: &str) -> bool {
-        let pid = self
-            .processes()
-            .into_iter()
-            .find(|(process, _)| process == name)
-            .and_then(|(_, pid)| pid);
-        pid.is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok())
+        self.kill_first_alive(&[name]).is_some()
+    }
+
+    /// Sends SIGKILL to the first of these processes that is alive now, and says which that was.
+    pub(crate) fn kill_first_alive(&self, names: &[&str]) -> Option<String> {
+        let processes = self.processes();
+        let pid_of = |name: &&str| {
+            let known = processes.iter().find(|(process, _)| process == name);
+            known.and_then(|(_, pid)| *pid)
+        };
+        let victim = names.iter().find(|name| {
+            pid_of(name).is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok())
+        })?;
+        Some((*victim).to_owned())
     }
 
     /// Sends SIGKILL to everything at once, the agent first so that it restarts nothing.
