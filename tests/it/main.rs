@@ -8,5 +8,6 @@
 mod bad_input;
 mod kills;
 mod resume;
+mod s3;
 mod support;
 mod telemetry;

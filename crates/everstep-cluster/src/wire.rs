@@ -9,6 +9,7 @@
 
 mod body;
 mod convert;
+mod parts;
 #[cfg(test)]
 mod tests;
 
@@ -201,7 +202,7 @@ fn gradient(payload: Bytes, loss_sum: f64, tokens: u64) -> Result<Gradient, Wire
 }
 
 fn parameters(payload: Bytes, dtype: u8) -> Result<Parameters, WireError> {
-    let dtype = convert::dtype_from_wire(dtype)?;
+    let dtype = parts::dtype_from_wire(dtype)?;
     Parameters::from_bytes(dtype, payload).map_err(|error| WireError::Payload(error.to_string()))
 }
 

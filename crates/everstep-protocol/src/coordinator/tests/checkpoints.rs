@@ -1,0 +1,107 @@
+//! Checkpoints and evaluations.
+
+use super::*;
+
+#[test]
+fn checkpoints_are_committed_when_every_block_is_stored() {
+    let mut bench = Bench::training(config());
+    for step in 0..2 {
+        bench.reduced(step, 0);
+        let said = bench.reduced(step, 1);
+        let snapshot = if step == 1 { " snapshot" } else { "" };
+        assert_eq!(said[1], format!("s-0 decide {step}{snapshot}"));
+    }
+    let stored = |block: u32| Message::Stored {
+        version: Step(2),
+        blocks: vec![block],
+        object: vec![block as u8],
+    };
+    assert_eq!(bench.hear(shard(0), stored(1)), NOTHING);
+    assert_eq!(bench.hear(shard(0), stored(1)), NOTHING, "twice");
+    // What does not come is asked for, at whoever should store it.
+    let said = bench.tick(400);
+    assert!(said.contains(&"s-1 snapshot 2 [0]".into()), "{said:?}");
+    assert_eq!(bench.hear(shard(1), stored(0)), ["commit 2 [[1], [0]]"]);
+    let committed = Event::ManifestCommitted { version: Step(2) };
+    assert_eq!(
+        bench.take(committed),
+        ["CheckpointCommitted { version: Step(2) }"]
+    );
+    assert_eq!(bench.coordinator.committed(), Step(2));
+}
+
+#[test]
+fn a_lost_storer_is_replaced_while_the_version_is_current_and_not_later() {
+    let mut bench = Bench::training(config());
+    for step in 0..2 {
+        bench.reduced(step, 0);
+        bench.reduced(step, 1);
+    }
+    let said = bench.lose(shard(1));
+    assert_eq!(said.last().unwrap(), "s-0 snapshot 2 [0, 1]");
+    let mut bench = Bench::training(CoordinatorConfig {
+        num_steps: 9,
+        ..config()
+    });
+    for step in 0..3 {
+        bench.reduced(step, 0);
+        bench.reduced(step, 1);
+    }
+    let said = bench.lose(shard(1));
+    assert_eq!(
+        said.last().unwrap(),
+        "CheckpointAbandoned { version: Step(2) }"
+    );
+}
+
+#[test]
+fn evaluations_hold_the_decision_and_the_last_one_the_last_manifest() {
+    let mut bench = Bench::training(CoordinatorConfig {
+        evaluate_every: 2,
+        num_steps: 1,
+        ..config()
+    });
+    let evaluated = |step, chunk: u32| Message::Evaluated {
+        step: Step(step),
+        chunk,
+        loss_sum: 6.0,
+        tokens: 2 + u64::from(chunk),
+    };
+    bench.reduced(0, 0);
+    assert_eq!(bench.reduced(0, 1), NOTHING);
+    assert_eq!(bench.hear(worker(0), evaluated(0, 1)), NOTHING);
+    let said = bench.hear(worker(1), evaluated(0, 0));
+    assert_eq!(said[..2], ["evaluation 0 2.4 5", "log 0 102"]);
+    assert_eq!(
+        said[6..],
+        ["w-0 lease 1 [Evaluate(0)]", "w-1 lease 1 [Evaluate(1)]"]
+    );
+    let stored = Message::Stored {
+        version: Step(1),
+        blocks: vec![0, 1],
+        object: vec![5],
+    };
+    assert_eq!(bench.hear(shard(0), stored), NOTHING);
+    bench.hear(worker(1), evaluated(1, 0));
+    assert_eq!(
+        bench.hear(worker(1), evaluated(1, 1)),
+        ["evaluation 1 2.4 5", "commit 1 [[5]]"]
+    );
+    let committed = Event::ManifestCommitted { version: Step(1) };
+    assert_eq!(
+        bench.take(committed),
+        [
+            "CheckpointCommitted { version: Step(1) }",
+            "broadcast finish",
+            "Finished"
+        ]
+    );
+    assert_eq!(bench.hello(reborn(shard(0)), empty()), ["s-0 finish"]);
+    // A leader that finds the last checkpoint has nothing to do.
+    let mut bench = Bench::new(config());
+    assert_eq!(bench.elect(2, 3, 3), ["broadcast finish", "Finished"]);
+    // A standby that hears of the end is done too.
+    let mut bench = Bench::new(config());
+    let finish = Message::Finish { epoch: Epoch(1) };
+    assert_eq!(bench.hear(me(1), finish), ["broadcast finish", "Finished"]);
+}

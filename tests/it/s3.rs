@@ -1,0 +1,49 @@
+//! A whole run with its store on a real S3 server, and with the node's local state lost on the way.
+
+#[path = "../../crates/everstep-store/tests/support/moto.rs"]
+mod moto;
+
+use crate::support::Workbench;
+use moto::Moto;
+
+#[test]
+fn a_run_on_s3_has_the_bits_of_one_on_disk() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("disk", None);
+    let server = Moto::start();
+    server.create_bucket("runs");
+    let topology = bench.cluster(2, 2, 2);
+    let set = ["--set", "run.store=\"s3://runs/team\""];
+    let train = |stop_at: &str| {
+        let mut command = bench.train("s3", Some(&topology));
+        command
+            .args(set)
+            .args(["--set", stop_at])
+            .envs(server.environment());
+        let output = command.output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            bench.logs("s3")
+        );
+    };
+    train("run.stop_at=100");
+    train("run.stop_at=200");
+    let digest = |run_dir: &str| {
+        let mut command = crate::support::everstep();
+        command
+            .args(["digest", "--json", "--run-dir"])
+            .arg(bench.path().join(run_dir))
+            .envs(server.environment());
+        let output = command.output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(digest("s3"), digest("disk"));
+    assert!(bench.count("s3", "checkpoint_committed") >= 4);
+}
