@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod kills;
+mod nodes;
 mod resume;
 mod s3;
 mod support;

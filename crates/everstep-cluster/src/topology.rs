@@ -362,6 +362,14 @@ impl Topology {
         let mut sockets = Vec::new();
         for process in &mut self.processes {
             if !nodes_here(&process.node) {
+                if process.port == 0 {
+                    return Err(TopologyError::Field {
+                        file,
+                        field: format!("process.port of \"{}\"", process.name),
+                        message: "is 0, but other machines must know it; allowed is a UDP port that is free there"
+                            .to_owned(),
+                    });
+                }
                 continue;
             }
             let field = |message: String| TopologyError::Field {
