@@ -143,16 +143,23 @@ fn line_of(event: &Event) -> Option<String> {
         } => format!("{process} started again after {seconds:.2} s"),
         Event::ShardPromoted {
             process,
-            num_blocks,
+            blocks,
             step,
             ..
-        } => format!("step {step}: {process} is now primary of {num_blocks} more blocks"),
+        } => {
+            format!(
+                "step {step}: {process} is now primary of {} more blocks",
+                blocks.len()
+            )
+        }
         Event::BackupSeeded {
             process,
-            num_blocks,
+            blocks,
             step,
             ..
-        } => format!("step {step}: {process} holds {num_blocks} blocks again"),
+        } => {
+            format!("step {step}: {process} holds {} blocks again", blocks.len())
+        }
         Event::LeaderElected { process, epoch, .. } => format!("{process} leads in epoch {epoch}"),
         Event::Rollback {
             from_step, to_step, ..

@@ -78,16 +78,13 @@ pub enum Event {
         epoch: u64,
         slot: u64,
         from: String,
-        to: String,
         reason: String,
     },
-    /// A backup became the primary of the blocks `first_block..first_block + num_blocks`.
+    /// A backup became the primary of these blocks.
     ShardPromoted {
         process: String,
         node: String,
-        from: String,
-        first_block: u64,
-        num_blocks: u64,
+        blocks: Vec<u32>,
         step: u64,
         epoch: u64,
         view: u64,
@@ -96,13 +93,9 @@ pub enum Event {
     BackupSeeded {
         process: String,
         node: String,
-        source: String,
-        first_block: u64,
-        num_blocks: u64,
+        blocks: Vec<u32>,
         step: u64,
         epoch: u64,
-        bytes: u64,
-        seconds: f64,
     },
     /// A process became the leader of `epoch`, at `step`.
     LeaderElected {

@@ -377,12 +377,8 @@ impl CoordinatorState {
         tracing::info!(?note, "noted");
         match note {
             Note::MemberLost { member } => {
-                let address = ActorAddress {
-                    role: member.role.into(),
-                    index: member.index,
-                };
-                let (process, node) = self.context.whereabouts(address);
-                let roles = vec![address.role.name().to_owned()];
+                let (process, node) = self.whereabouts(member);
+                let roles = vec![ActorRole::from(member.role).name().to_owned()];
                 let reason = format!("{member} is gone");
                 self.context.event(&Log::ProcessLost {
                     process,
@@ -405,61 +401,35 @@ impl CoordinatorState {
                     "its holder is slow"
                 };
                 for slot in slots {
-                    let (slot, from, to) = (u64::from(slot), from.to_string(), String::new());
                     self.context.event(&Log::SlotReassigned {
                         step: step.0,
                         epoch,
-                        slot,
-                        from,
-                        to,
+                        slot: u64::from(slot),
+                        from: from.to_string(),
                         reason: reason.to_owned(),
                     });
                 }
             }
             Note::ShardPromoted { member, blocks } => {
-                let (process, node) = self.context.whereabouts(ActorAddress {
-                    role: ActorRole::Shard,
-                    index: member.index,
-                });
-                let (first_block, num_blocks) = (
-                    blocks.first().copied().unwrap_or_default().into(),
-                    blocks.len() as u64,
-                );
-                let (from, view) = (
-                    String::new(),
-                    self.machine.view().map_or(0, |view| view.number),
-                );
+                let (process, node) = self.whereabouts(member);
+                let view = self.machine.view().map_or(0, |view| view.number);
                 self.context.event(&Log::ShardPromoted {
                     process,
                     node,
-                    from,
-                    first_block,
-                    num_blocks,
+                    blocks,
                     step,
                     epoch,
                     view,
                 });
             }
             Note::BackupSeeded { member, blocks } => {
-                let (process, node) = self.context.whereabouts(ActorAddress {
-                    role: ActorRole::Shard,
-                    index: member.index,
-                });
-                let (first_block, num_blocks) = (
-                    blocks.first().copied().unwrap_or_default().into(),
-                    blocks.len() as u64,
-                );
-                let (source, bytes, seconds) = (String::new(), 0, 0.0);
+                let (process, node) = self.whereabouts(member);
                 self.context.event(&Log::BackupSeeded {
                     process,
                     node,
-                    source,
-                    first_block,
-                    num_blocks,
+                    blocks,
                     step,
                     epoch,
-                    bytes,
-                    seconds,
                 });
             }
             Note::Rollback { to, from, .. } => {
@@ -484,6 +454,15 @@ impl CoordinatorState {
             | Note::Resumed { .. }
             | Note::CheckpointCommitted { .. } => {}
         }
+    }
+
+    /// Process and node of a member.
+    fn whereabouts(&self, member: Member) -> (String, String) {
+        let address = ActorAddress {
+            role: member.role.into(),
+            index: member.index,
+        };
+        self.context.whereabouts(address)
     }
 
     fn write_status(&self) {
