@@ -7,7 +7,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
-    /// Initial weights; coordinates: index of the tensor.
+    /// Initial weights; coordinates: index of the tensor, index of the pair of elements.
     Init = 1,
     /// Order of samples; coordinates: epoch over the data.
     Order = 2,

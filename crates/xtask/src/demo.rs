@@ -216,11 +216,9 @@ impl<'a> Demo<'a> {
         };
         let kills: Vec<(u64, String)> = disturbed.kills.iter().filter_map(killed).collect();
         let count = kills.len();
-        let curve = Curve::new(
-            &JsonLines::read(&run_dir.join("metrics.jsonl"))?,
-            kills,
-            entropy,
-        );
+        let mut rows = JsonLines::read(&run_dir.join("metrics.jsonl"))?;
+        rows.extend(JsonLines::read(&run_dir.join("events.jsonl"))?);
+        let curve = Curve::new(&rows, kills, entropy);
 
         let equal = same(&disturbed.digest, undisturbed)?;
         let picture = run_dir.join("loss.png");

@@ -18,19 +18,22 @@ pub(crate) struct Curve {
 }
 
 impl Curve {
-    /// Reads metrics; a step that was computed again after a rollback counts as it was last written.
-    pub(crate) fn new(metrics: &[Value], kills: Vec<(u64, String)>, unigram_entropy: f64) -> Self {
+    /// Reads lines of `metrics.jsonl` and of `events.jsonl`, whose evaluations are the held-out losses. A step that was computed
+    /// again after a rollback counts as it was last written.
+    pub(crate) fn new(rows: &[Value], kills: Vec<(u64, String)>, unigram_entropy: f64) -> Self {
         let (mut train, mut validation) = (BTreeMap::new(), BTreeMap::new());
-        for row in metrics {
+        for row in rows {
             let Some(step) = row["step"].as_u64() else {
                 continue;
             };
-            if let Some(loss) = row["loss"].as_f64() {
-                train.insert(step, loss);
-            }
-            if let Some(loss) = row["validation_loss"].as_f64() {
-                validation.insert(step, loss);
-            }
+            let Some(loss) = row["loss"].as_f64() else {
+                continue;
+            };
+            match row["kind"].as_str() {
+                None => train.insert(step, loss),
+                Some("evaluation") => validation.insert(step, loss),
+                Some(_) => None,
+            };
         }
         Self {
             train: train.into_iter().collect(),
@@ -95,14 +98,12 @@ pub(crate) mod tests {
     /// A run as it might look: falling loss with noise, held-out loss every 50 steps, two kills.
     pub(crate) fn example() -> Curve {
         let metrics: Vec<Value> = (1..=600u32)
-            .map(|step| {
+            .flat_map(|step| {
                 let loss = 3.1 + 5.6 * (-f64::from(step) / 90.0).exp();
                 let noise = f64::from(step * 7919 % 101) / 101.0 - 0.5;
-                let mut row = json!({"step": step, "loss": loss + 0.35 * noise});
-                if step % 50 == 0 {
-                    row["validation_loss"] = json!(loss + 0.12);
-                }
-                row
+                let held_out = (step % 50 == 0)
+                    .then(|| json!({"kind": "evaluation", "step": step, "loss": loss + 0.12}));
+                std::iter::once(json!({"step": step, "loss": loss + 0.35 * noise})).chain(held_out)
             })
             .collect();
         Curve::new(
