@@ -35,9 +35,11 @@ pub(crate) fn user(error: impl std::fmt::Display) -> anyhow::Error {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Several processes share the cores: OpenMP's threads must not spin while they wait. Slower without, but not wrong.
-    if let Err(error) = everstep_torch::restart_with_passive_waits() {
-        eprintln!("warning: OpenMP's threads spin while they wait: {error}");
+    // Slower without, but not wrong.
+    if let Err(error) = everstep_torch::restart_with_tuned_runtime() {
+        eprintln!(
+            "warning: OpenMP and the allocator run with their defaults, which is slow: {error}"
+        );
     }
     let outcome = match cli.command {
         Command::Train(args) => train::run(args),

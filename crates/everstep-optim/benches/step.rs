@@ -54,14 +54,14 @@ impl Process {
             },
         ];
         let layout = Arc::new(Layout::new(parameters, 1 << 20).expect("the layout is valid"));
-        let config = OptimizerConfig::new(1e-3, u64::MAX / 2);
+        let config = OptimizerConfig::new(1e-3, 1_000_000);
         let numerics = TrainingNumerics::new(layout.clone(), config, ComputeDtype::Float32)
             .expect("the optimizer is valid");
         let num_blocks = layout.num_blocks();
         let config = CoordinatorConfig {
             num_slots: SLOTS,
             num_blocks,
-            num_steps: u64::MAX / 2,
+            num_steps: 1_000_000,
             replication: 1,
             checkpoint_every: 0,
             evaluate_every: 0,

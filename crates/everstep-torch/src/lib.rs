@@ -18,4 +18,4 @@ pub use device::{DeviceKind, select_device};
 pub use dtype::Dtype;
 pub use error::TorchError;
 pub use platform::{Platform, PlatformMismatch};
-pub use threads::{PASSIVE_WAITS, pin_threads, restart_with_passive_waits};
+pub use threads::{RUNTIME, pin_threads, restart_with_tuned_runtime};
