@@ -68,6 +68,8 @@ fn harnesses(workspace: &Workspace) -> Vec<Vec<&'static str>> {
             vec![
                 "nextest",
                 "run",
+                "--config-file",
+                ".ci/nextest.toml",
                 "--workspace",
                 "--locked",
                 "--no-fail-fast",
