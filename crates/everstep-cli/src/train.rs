@@ -66,7 +66,7 @@ pub(crate) fn prepare(
 fn in_this_process(run: &Arc<RunContext>, run_dir: &RunDir) -> anyhow::Result<bool> {
     let runtime = runtime(4)?;
     runtime.block_on(async {
-        let telemetry = run.telemetry(0, false)?;
+        let telemetry = run.telemetry(0)?;
         everstep_cluster::write_single_process_status(run_dir, &run.topology)?;
         let outcome = tokio::select! {
             outcome = run_process(run.clone(), run_dir.clone(), 0) => outcome.map(|()| true),
@@ -109,7 +109,7 @@ pub(crate) fn process(args: ProcessArgs) -> anyhow::Result<()> {
         .process_named(&args.name)
         .with_context(|| format!("no process {} in the topology", args.name))?;
     runtime(4)?.block_on(async {
-        let telemetry = run.telemetry(process, true)?;
+        let telemetry = run.telemetry(process)?;
         let outcome = run_process(run.clone(), run_dir, process).await;
         telemetry.shutdown();
         let code = match outcome {

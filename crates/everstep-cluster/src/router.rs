@@ -10,7 +10,7 @@ use everstep_protocol::Member;
 use everstep_telemetry::TraceContext;
 use tokio::sync::mpsc;
 
-use crate::message::{ClusterMessage, Delivery, PeerEvent};
+use crate::message::{ClusterMessage, Delivery, PeerEvent, StepMessage};
 use crate::session::Sessions;
 use crate::topology::{ActorAddress, ActorRole, Topology};
 use crate::wire::{self, Encoded};
@@ -109,6 +109,13 @@ impl Router {
         message: ClusterMessage,
     ) {
         self.route(from, to, None, message);
+    }
+
+    /// Sends to every coordinator of the topology.
+    pub(crate) fn send_coordinators(&self, from: (ActorAddress, u64), message: &StepMessage) {
+        for coordinator in self.actors(ActorRole::Coordinator) {
+            self.send(from, coordinator, ClusterMessage::Protocol(message.clone()));
+        }
     }
 
     /// Sends to one life of an actor; other lives do not get it.

@@ -230,7 +230,7 @@ impl RunContext {
     ///
     /// # Errors
     /// The log cannot be opened, or a filter is not understood.
-    pub fn telemetry(&self, process: u32, _child: bool) -> Result<Telemetry, RunError> {
+    pub fn telemetry(&self, process: u32) -> Result<Telemetry, RunError> {
         let process = &self.topology.processes[process as usize];
         Ok(everstep_telemetry::init(everstep_telemetry::Options {
             process: process.name.clone(),

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 
 use everstep_data::TokenBatch;
 use everstep_model::Model;
-use everstep_optim::{Gradient, Parameters, TrainingNumerics};
+use everstep_optim::{Gradient, Parameters};
 use everstep_protocol::{BlockId, Step, Task};
 use everstep_telemetry::TraceContext;
 use everstep_telemetry::names::span;
@@ -39,7 +39,6 @@ pub(crate) enum Job {
 /// Handle of the device thread, which ends when this is dropped.
 pub(crate) struct Device {
     jobs: mpsc::Sender<Job>,
-    numerics: TrainingNumerics,
 }
 
 impl Device {
@@ -49,7 +48,6 @@ impl Device {
         worker: ActorRef<WorkerMessage>,
     ) -> Result<Self, ActorProcessingErr> {
         let (jobs, queue) = mpsc::channel();
-        let numerics = run.numerics.clone();
         std::thread::Builder::new()
             .name("device".to_owned())
             .spawn(move || {
@@ -65,12 +63,7 @@ impl Device {
                 };
                 let _ = worker.cast(WorkerMessage::DeviceFailed(reason));
             })?;
-        Ok(Self { jobs, numerics })
-    }
-
-    /// The arithmetic of slot sums.
-    pub(crate) fn numerics(&self) -> TrainingNumerics {
-        self.numerics.clone()
+        Ok(Self { jobs })
     }
 
     /// Queues a job.

@@ -14,7 +14,7 @@ use super::checkpointer::CheckpointerMessage;
 use crate::message::{ClusterMessage, Delivery, StepMessage};
 use crate::process::ProcessContext;
 use crate::router::member_of;
-use crate::topology::{ActorAddress, ActorRole};
+use crate::topology::ActorAddress;
 
 /// Owns replicas of blocks.
 pub(crate) struct ShardActor;
@@ -140,13 +140,7 @@ impl ShardState {
                         .send_member(from, to, ClusterMessage::Protocol(message))
                 }
                 Effect::SendCoordinators { message } => {
-                    for coordinator in self.context.router.actors(ActorRole::Coordinator) {
-                        self.context.router.send(
-                            from,
-                            coordinator,
-                            ClusterMessage::Protocol(message.clone()),
-                        );
-                    }
+                    self.context.router.send_coordinators(from, &message);
                 }
                 Effect::Load {
                     lineage,

@@ -104,11 +104,12 @@ impl Actor for WorkerActor {
             }),
         );
         myself.send_interval(context.run.timing.tick(), || WorkerMessage::Tick);
+        let machine = Worker::new(config, context.run.numerics.clone());
         let mut state = WorkerState {
             context,
             address,
             me,
-            machine: Worker::new(config, device.numerics()),
+            machine,
             device,
             fetches: BTreeMap::new(),
             waiting: None,
@@ -206,13 +207,7 @@ impl WorkerState {
                         .send_member(from, to, ClusterMessage::Protocol(message))
                 }
                 Effect::SendCoordinators { message } => {
-                    for coordinator in self.context.router.actors(ActorRole::Coordinator) {
-                        self.context.router.send(
-                            from,
-                            coordinator,
-                            ClusterMessage::Protocol(message.clone()),
-                        );
-                    }
+                    self.context.router.send_coordinators(from, &message);
                 }
                 Effect::Prefetch { step, tasks } => {
                     // Batches of earlier steps are not asked for again, but the machine waits for the task that it has asked for.
