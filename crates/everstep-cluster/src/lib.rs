@@ -6,12 +6,14 @@
 //! - `actors`: thin shells around the protocol's machines
 //! - `router`, `wire`, `session`, `mesh`: how a message finds an actor, here or in another process
 //! - `agent`: the node agent, which keeps processes alive
+//! - `control`: what users and chaos tools ask of a node
 //! - `election`: who leads
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod actors;
 mod agent;
+pub mod control;
 mod election;
 mod mesh;
 mod message;

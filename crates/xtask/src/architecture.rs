@@ -105,8 +105,22 @@ const RULES: &[Rule] = &[
         external: true,
     },
     Rule {
+        name: "everstep-chaos",
+        may_use: &[
+            "everstep-protocol",
+            "everstep-sim",
+            "everstep-telemetry",
+            "everstep-store",
+            "everstep-train",
+            "everstep-cluster",
+        ],
+        torch: true,
+        external: true,
+    },
+    Rule {
         name: "everstep-cli",
         may_use: &[
+            "everstep-chaos",
             "everstep-protocol",
             "everstep-optim",
             "everstep-telemetry",
