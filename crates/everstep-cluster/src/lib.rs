@@ -15,6 +15,7 @@ mod actors;
 mod agent;
 pub mod control;
 mod election;
+mod injection;
 mod mesh;
 mod message;
 mod notice;

@@ -28,6 +28,7 @@ use crate::actors::{
     ActorArguments, Checkpointer, CheckpointerMessage, CoordinatorActor, Loader, ShardActor,
     WorkerActor,
 };
+use crate::injection::Injected;
 use crate::mesh::{Mesh, MeshArguments};
 use crate::router::Router;
 use crate::run::RunContext;
@@ -76,6 +77,8 @@ pub(crate) struct ProcessContext {
     pub(crate) process: u32,
     /// Which life of the process this is.
     pub(crate) incarnation: u64,
+    /// Faults that it has been told to have.
+    pub(crate) injected: Injected,
     lives: AtomicU64,
     events: EventLog,
     started: Instant,
@@ -215,6 +218,7 @@ pub async fn run_process(
         ledger,
         process,
         incarnation,
+        injected: Injected::default(),
         lives: AtomicU64::new(0),
         events,
         started: Instant::now(),

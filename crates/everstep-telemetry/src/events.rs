@@ -140,6 +140,36 @@ pub enum Event {
         epoch: u64,
         reason: String,
     },
+    /// A fault that was asked for happened (`[chaos] allow`). `fault` is its name as in the control interface.
+    FaultInjected {
+        process: String,
+        node: String,
+        fault: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        slot: Option<u64>,
+    },
+    /// Computations of one slot gave different digests. `digests` tells what each worker said, in the order of arrival.
+    AuditMismatch {
+        step: u64,
+        epoch: u64,
+        slot: u64,
+        digests: Vec<String>,
+    },
+    /// A worker's device lied: its gradient of `slot` in `step` was not the one that the others computed. It is not leased anything any
+    /// more. `permanent` is false if it is the only worker: then all that it said of the step is computed again.
+    WorkerQuarantined {
+        worker: String,
+        process: String,
+        node: String,
+        step: u64,
+        epoch: u64,
+        slot: u64,
+        lied: String,
+        truth: String,
+        permanent: bool,
+    },
     /// Loss on held-out text with the parameters after `step`; `tokens` is how many were scored.
     Evaluation {
         step: u64,

@@ -6,6 +6,7 @@ use everstep_data::DataError;
 use everstep_optim::{OptimizerConfig, Schedule};
 
 use crate::error::RunFileError;
+use crate::safeguards;
 use crate::sections::{OptimizerSection, RunFile};
 
 /// Slots beyond this are slips of the keyboard.
@@ -25,6 +26,9 @@ pub(crate) fn check(file: &Path, mut sections: RunFile) -> Result<RunFile, RunFi
         evaluation,
         checkpoint,
         cluster,
+        audit: _,
+        policy: _,
+        chaos: _,
     } = &sections;
 
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
@@ -139,6 +143,7 @@ pub(crate) fn check(file: &Path, mut sections: RunFile) -> Result<RunFile, RunFi
     at_least_one(file, "cluster.replication", cluster.replication.into())?;
     at_least_one(file, "cluster.block_params", cluster.block_params as u64)?;
     at_least_one(file, "cluster.lease_ms", cluster.lease_ms)?;
+    safeguards::check(file, &sections)?;
 
     sections.data.context = Some(context);
     Ok(sections)

@@ -8,6 +8,7 @@ use everstep_optim::OptimizerConfig;
 use serde::Serialize;
 
 use crate::error::RunFileError;
+use crate::safeguards::{AuditConfig, ChaosConfig, PolicyConfig};
 use crate::sections::{
     BatchConfig, CheckpointConfig, ClusterConfig, ComputeConfig, EvaluationConfig,
     OptimizerSection, RunFile, RunSection,
@@ -35,6 +36,12 @@ pub struct RunConfig {
     pub checkpoint: CheckpointConfig,
     /// How the cluster keeps the run.
     pub cluster: ClusterConfig,
+    /// Slots that are computed twice and compared.
+    pub audit: AuditConfig,
+    /// What becomes of a step whose gradient or loss is bad.
+    pub policy: PolicyConfig,
+    /// Faults made on purpose.
+    pub chaos: ChaosConfig,
 }
 
 /// What belongs to `[optimizer]` and concerns workers instead of shards.
@@ -76,6 +83,9 @@ impl RunConfig {
             evaluation,
             checkpoint,
             cluster,
+            audit,
+            policy,
+            chaos,
         } = sections;
         Ok(Self {
             run,
@@ -87,6 +97,9 @@ impl RunConfig {
             evaluation,
             checkpoint,
             cluster,
+            audit,
+            policy,
+            chaos,
         })
     }
 

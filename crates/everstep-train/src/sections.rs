@@ -7,6 +7,8 @@ use everstep_model::ModelConfig;
 use everstep_optim::{ComputeDtype, Schedule};
 use serde::{Deserialize, Serialize};
 
+use crate::safeguards::{AuditConfig, ChaosConfig, PolicyConfig};
+
 /// A run file before it is checked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,6 +35,15 @@ pub struct RunFile {
     /// How the cluster keeps the run.
     #[serde(default)]
     pub cluster: ClusterConfig,
+    /// Slots that are computed twice and compared.
+    #[serde(default)]
+    pub audit: AuditConfig,
+    /// What becomes of a step whose gradient or loss is bad.
+    #[serde(default)]
+    pub policy: PolicyConfig,
+    /// Faults made on purpose.
+    #[serde(default)]
+    pub chaos: ChaosConfig,
 }
 
 /// `[run]`.

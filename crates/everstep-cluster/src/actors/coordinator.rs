@@ -130,6 +130,7 @@ impl Actor for CoordinatorActor {
         message: CoordinatorMessage,
         state: &mut CoordinatorState,
     ) -> Result<(), ActorProcessingErr> {
+        state.context.panic_if_asked(ActorRole::Coordinator);
         match message {
             CoordinatorMessage::Tick => state.tick(&myself),
             CoordinatorMessage::Peer(event) => state.peer(&myself, event),

@@ -12,7 +12,7 @@ use everstep_telemetry::names::span;
 use ractor::{ActorProcessingErr, ActorRef};
 
 use super::worker::WorkerMessage;
-use crate::run::RunContext;
+use crate::process::ProcessContext;
 
 /// A job for the device, done in order.
 pub(crate) enum Job {
@@ -44,7 +44,7 @@ pub(crate) struct Device {
 impl Device {
     /// Starts the thread and builds the model on it.
     pub(crate) fn start(
-        run: Arc<RunContext>,
+        context: Arc<ProcessContext>,
         worker: ActorRef<WorkerMessage>,
     ) -> Result<Self, ActorProcessingErr> {
         let (jobs, queue) = mpsc::channel();
@@ -54,7 +54,7 @@ impl Device {
                 let worker = &worker;
                 // A panic below is a broken invariant or a sticky device error: the actor must not wait for a thread that is gone.
                 let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    serve(&run, &queue, worker)
+                    serve(&context, &queue, worker)
                 }));
                 let reason = match outcome {
                     Ok(Ok(())) => return,
@@ -81,10 +81,11 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 fn serve(
-    run: &RunContext,
+    context: &ProcessContext,
     queue: &mpsc::Receiver<Job>,
     worker: &ActorRef<WorkerMessage>,
 ) -> Result<(), String> {
+    let run = &context.run;
     let mut model: Model = run.build_model()?;
     while let Ok(job) = queue.recv() {
         match job {
@@ -100,14 +101,16 @@ fn serve(
                 batch,
                 trace,
             } => {
+                context.disturb_device(step);
                 let message = match task {
                     Task::Slot(slot) => {
                         let span = tracing::info_span!(span::FORWARD_BACKWARD, step = step.0, slot);
                         trace.adopt(&span);
                         let _entered = span.enter();
-                        let gradients: Vec<Gradient> = run
+                        let mut gradients: Vec<Gradient> = run
                             .gradient(&mut model, &batch, step, slot)
                             .map_err(|error| error.to_string())?;
+                        context.disturb_gradient(step, slot, &mut gradients);
                         WorkerMessage::Computed {
                             step,
                             slot,

@@ -9,7 +9,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use super::ActorArguments;
 use crate::message::{ClusterMessage, Delivery};
 use crate::process::ProcessContext;
-use crate::topology::ActorAddress;
+use crate::topology::{ActorAddress, ActorRole};
 
 /// Serves batches.
 pub(crate) struct Loader;
@@ -57,6 +57,7 @@ impl Actor for Loader {
         message: LoaderMessage,
         state: &mut LoaderState,
     ) -> Result<(), ActorProcessingErr> {
+        state.context.panic_if_asked(ActorRole::Loader);
         let Delivery {
             from,
             message,

@@ -14,7 +14,7 @@ use super::checkpointer::CheckpointerMessage;
 use crate::message::{ClusterMessage, Delivery, StepMessage};
 use crate::process::ProcessContext;
 use crate::router::member_of;
-use crate::topology::ActorAddress;
+use crate::topology::{ActorAddress, ActorRole};
 
 /// Owns replicas of blocks.
 pub(crate) struct ShardActor;
@@ -86,6 +86,7 @@ impl Actor for ShardActor {
         message: ShardMessage,
         state: &mut ShardState,
     ) -> Result<(), ActorProcessingErr> {
+        state.context.panic_if_asked(ActorRole::Shard);
         match message {
             ShardMessage::Tick => state.step(&myself, Event::Tick),
             ShardMessage::Event(event) => state.step(&myself, event),

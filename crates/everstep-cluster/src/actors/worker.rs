@@ -94,7 +94,7 @@ impl Actor for WorkerActor {
             num_blocks: context.run.num_blocks(),
             resend_ms: context.run.timing.resend_ms,
         };
-        let device = Device::start(context.run.clone(), myself.clone())?;
+        let device = Device::start(context.clone(), myself.clone())?;
         let inbox = myself.clone();
         context.router.register(
             address,
@@ -126,6 +126,7 @@ impl Actor for WorkerActor {
         message: WorkerMessage,
         state: &mut WorkerState,
     ) -> Result<(), ActorProcessingErr> {
+        state.context.panic_if_asked(ActorRole::Worker);
         match message {
             WorkerMessage::Tick => {
                 state.fetch_again();

@@ -6,6 +6,7 @@ use everstep_optim::{ComputeDtype, Schedule};
 use everstep_protocol::Step;
 
 use super::*;
+use crate::safeguards::{LossSpike, NonFinite};
 use crate::sections::{Determinism, Election};
 
 const SMALL: &str = r#"
@@ -474,4 +475,55 @@ fn the_demo_example_takes_its_text_from_overrides() {
         (config.data.train, config.run.stop_at),
         (vec!["/tmp/corpus".to_owned()], Some(40))
     );
+}
+
+#[test]
+fn safeguards_are_off_unless_asked_for() {
+    let config = small(&[]);
+    assert_eq!(config.audit, AuditConfig { share: 0.0 });
+    assert!(!config.chaos.allow);
+    assert_eq!(config.policy, PolicyConfig::default());
+    assert!(
+        !config.numeric_identity().contains("policy"),
+        "identities of old runs hold"
+    );
+    let config = small(&[
+        "audit.share=0.02",
+        "chaos.allow=true",
+        "policy.non_finite=stop",
+        "policy.loss_spike={factor=3.0,window=20}",
+    ]);
+    assert_eq!(config.audit.share, 0.02);
+    assert!(config.chaos.allow);
+    assert_eq!(config.policy.non_finite, NonFinite::Stop);
+    let spike = LossSpike {
+        factor: 3.0,
+        window: 20,
+    };
+    assert_eq!(config.policy.loss_spike, Some(spike));
+    assert!(
+        config
+            .numeric_identity()
+            .contains("policy.loss_spike.factor = 3.0")
+    );
+    let again = RunConfig::parse(Path::new("again.toml"), &config.to_toml(), &[]).unwrap();
+    assert_eq!(again, config);
+}
+
+#[test]
+fn bad_safeguards_are_named() {
+    assert_eq!(
+        error("audit.share=1.5"),
+        "audit.share: is 1.5; allowed: 0 (off) to 1"
+    );
+    assert_eq!(
+        error("policy.max_skips=0"),
+        "policy.max_skips: is 0; allowed: at least 1"
+    );
+    assert_eq!(
+        error("policy.loss_spike={factor=1.0}"),
+        "policy.loss_spike.factor: is 1; allowed: above 1"
+    );
+    let relaxed = parse(SMALL, &["audit.share=0.5", "run.determinism=relaxed"]).unwrap_err();
+    assert!(relaxed.to_string().contains("audit.share"), "{relaxed}");
 }
