@@ -132,7 +132,7 @@ impl View {
 }
 
 /// Events that a person at the terminal wants to see.
-fn line_of(event: &Event) -> Option<String> {
+pub(crate) fn line_of(event: &Event) -> Option<String> {
     Some(match event {
         Event::Evaluation { step, loss, .. } => format!("step {step}: validation loss {loss:.4}"),
         Event::ProcessLost {
@@ -161,6 +161,24 @@ fn line_of(event: &Event) -> Option<String> {
             format!("step {step}: {process} holds {} blocks again", blocks.len())
         }
         Event::LeaderElected { process, epoch, .. } => format!("{process} leads in epoch {epoch}"),
+        Event::Recovered {
+            cause,
+            process,
+            step,
+            noticed_seconds,
+            seconds,
+            slots_recomputed,
+            steps_recomputed,
+            ..
+        } => {
+            let noticed = noticed_seconds.map_or_else(String::new, |seconds| {
+                format!("noticed after {seconds:.2} s, ")
+            });
+            format!(
+                "step {step}: recovered from the loss of {cause} {process}: {noticed}training after {seconds:.2} s, \
+                 {slots_recomputed} slots and {steps_recomputed} steps computed again"
+            )
+        }
         Event::Rollback {
             from_step, to_step, ..
         } => format!(
@@ -241,6 +259,9 @@ pub(crate) fn summary(run: &RunContext, elapsed: Duration) -> anyhow::Result<()>
     }
     if let Some((step, loss)) = evaluation {
         writeln!(err, "validation loss at step {step}: {loss:.4}")?;
+    }
+    for line in everstep_cluster::goodput(run.run_dir())?.table() {
+        writeln!(err, "{line}")?;
     }
     writeln!(err, "run directory: {}", run.run_dir().path().display())?;
     Ok(())

@@ -2,10 +2,24 @@
 
 use std::io::Write as _;
 
-use everstep_cluster::RunDir;
+use everstep_cluster::{RunDir, RunStatus};
+use everstep_telemetry::{Event, EventLog, EventRecord, Goodput};
+use serde::Serialize;
 
 use crate::args::RunArgs;
 use crate::user;
+
+/// Recoveries that are shown, the last ones.
+const RECOVERIES_MAX: usize = 8;
+
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    status: RunStatus,
+    goodput: Goodput,
+    /// The last `recovered` events, oldest first.
+    recoveries: Vec<EventRecord>,
+}
 
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
     let run_dir = RunDir::new(&args.run_dir);
@@ -15,9 +29,16 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
             run_dir.path().display()
         ))
     })?;
+    let goodput = everstep_cluster::goodput(&run_dir).map_err(user)?;
+    let recoveries = recoveries(&EventLog::read(run_dir.events())?);
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
+        let shown = Shown {
+            status,
+            goodput,
+            recoveries,
+        };
+        writeln!(out, "{}", serde_json::to_string_pretty(&shown)?)?;
         return Ok(());
     }
     writeln!(
@@ -42,5 +63,23 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
             process.name, process.node, roles, pid, state, process.restarts
         )?;
     }
+    for record in &recoveries {
+        if let Some(line) = crate::progress::line_of(&record.event) {
+            writeln!(out, "{}  {line}", record.time)?;
+        }
+    }
+    for line in goodput.table() {
+        writeln!(out, "{line}")?;
+    }
     Ok(())
+}
+
+fn recoveries(events: &[EventRecord]) -> Vec<EventRecord> {
+    let recovered = |record: &&EventRecord| matches!(record.event, Event::Recovered { .. });
+    let all: Vec<&EventRecord> = events.iter().filter(recovered).collect();
+    let shown = all.len().saturating_sub(RECOVERIES_MAX);
+    all[shown..]
+        .iter()
+        .map(|record| (*record).clone())
+        .collect()
 }

@@ -24,13 +24,14 @@ mod router;
 mod run;
 mod rundir;
 mod session;
+mod slots;
 mod status;
 mod topology;
 mod wire;
 
 pub use agent::{Agent, AgentError, EXIT_USER_ERROR, RestartPolicy};
 pub use process::{ProcessError, run_process};
-pub use run::{RunContext, RunError, RunRequest};
+pub use run::{RunContext, RunError, RunRequest, goodput};
 pub use rundir::RunDir;
 pub use session::make_secret as make_session_secret;
 pub use status::{

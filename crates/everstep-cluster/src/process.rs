@@ -34,6 +34,7 @@ use crate::router::Router;
 use crate::run::RunContext;
 use crate::rundir::RunDir;
 use crate::session::{self, Sessions};
+use crate::slots::SlotCounter;
 use crate::status::Life;
 use crate::topology::{ActorAddress, ActorRole};
 
@@ -73,6 +74,8 @@ pub(crate) struct ProcessContext {
     pub(crate) router: Arc<Router>,
     pub(crate) store: RunStore,
     pub(crate) ledger: Ledger,
+    /// Slots that the workers of this process computed; there where one lives.
+    pub(crate) slots: Option<Arc<SlotCounter>>,
     /// Number of this process in the topology.
     pub(crate) process: u32,
     /// Which life of the process this is.
@@ -183,6 +186,13 @@ pub async fn run_process(
         RunStore::open(&run.store_url(&run_dir), &run.config.run.name).map_err(|e| start(&e))?;
     let events = EventLog::open(run_dir.events()).map_err(|e| start(&e))?;
 
+    let slots = spec
+        .roles
+        .contains(&ActorRole::Worker)
+        .then(|| SlotCounter::open(&run_dir, &spec.name).map(Arc::new))
+        .transpose()
+        .map_err(|e| start(&e))?;
+
     let mut network = None;
     if !run.topology.is_single_process() {
         let identity = Identity::load(&run_dir.tls(), &spec.name).map_err(|e| user(&e))?;
@@ -216,6 +226,7 @@ pub async fn run_process(
         router,
         store,
         ledger,
+        slots,
         process,
         incarnation,
         injected: Injected::default(),

@@ -11,7 +11,7 @@ use everstep_optim::{BlockState, Gradient, Layout, TrainingNumerics};
 use everstep_protocol::coordinator::CoordinatorConfig;
 use everstep_protocol::{BlockId, Step, Task};
 use everstep_store::{Digest, RunIdentity, RunStore};
-use everstep_telemetry::{MetricsLog, Telemetry};
+use everstep_telemetry::{EventLog, Goodput, MetricsLog, Telemetry};
 use everstep_torch::Platform;
 use everstep_train::{
     BatchSource, Election, Objective, Pretraining, PretrainingData, RunConfig, TrainError,
@@ -363,6 +363,21 @@ impl RunContext {
             ("instructions".to_owned(), platform.instructions.clone()),
         ])
     }
+}
+
+/// What a run's wall time was good for, as far as its logs tell; needs no more than the run directory, so it works while everything is dead.
+///
+/// # Errors
+/// A file of the run directory cannot be read.
+pub fn goodput(run_dir: &RunDir) -> Result<Goodput, RunError> {
+    let config = RunConfig::read(&run_dir.run_file(), &[])?;
+    let slots = crate::slots::read(run_dir, config.batch.slots as u64)
+        .map_err(|error| RunError::User(format!("{}: {error}", run_dir.status().display())))?;
+    Ok(everstep_telemetry::goodput::account(
+        &MetricsLog::read(run_dir.metrics())?,
+        &EventLog::read(run_dir.events())?,
+        slots,
+    ))
 }
 
 /// Short form of a digest.

@@ -104,6 +104,21 @@ pub enum Event {
         epoch: u64,
         step: u64,
     },
+    /// A step committed again after something was lost: the end of that loss's story. `cause` says what was lost (`worker`, `shard`,
+    /// `leader`, `rollback`), `noticed_seconds` how long it took to notice, `seconds` the time from then to the first commit after
+    /// it, and the counts what had to be computed again.
+    Recovered {
+        cause: String,
+        process: String,
+        node: String,
+        step: u64,
+        epoch: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        noticed_seconds: Option<f64>,
+        seconds: f64,
+        slots_recomputed: u64,
+        steps_recomputed: u64,
+    },
     /// Snapshots for a checkpoint are being taken.
     CheckpointStarted { step: u64, epoch: u64 },
     /// The checkpoint's manifest exists.

@@ -111,6 +111,9 @@ fn serve(
                             .gradient(&mut model, &batch, step, slot)
                             .map_err(|error| error.to_string())?;
                         context.disturb_gradient(step, slot, &mut gradients);
+                        if let Some(slots) = &context.slots {
+                            slots.count(false);
+                        }
                         WorkerMessage::Computed {
                             step,
                             slot,
