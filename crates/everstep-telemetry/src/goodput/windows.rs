@@ -100,14 +100,8 @@ impl Reader {
                 self.started(at, process, roles);
             }
             Event::ProcessLost { process, roles, .. } => self.lost(at, process, roles),
-            Event::BackupSeeded { process, .. } => {
-                if self
-                    .away
-                    .get(process)
-                    .is_some_and(|away| away.seeding_since.is_some())
-                {
-                    self.end(process, at, at);
-                }
+            Event::BackupSeeded { process, .. } if self.is_seeding(process) => {
+                self.end(process, at, at);
             }
             Event::LeaderElected { process, .. } => {
                 self.leader = Some(process.clone());
@@ -122,17 +116,20 @@ impl Reader {
                 }
             }
             Event::Rollback { .. } => self.point(at, Cause::Rollback, true),
-            Event::SlotReassigned { .. } => {
-                // Slots of a process that is gone are part of that loss.
-                if self.away.is_empty() {
-                    self.point(at, Cause::Straggler, true);
-                }
+            // Slots of a process that is gone are part of that loss.
+            Event::SlotReassigned { .. } if self.away.is_empty() => {
+                self.point(at, Cause::Straggler, true);
             }
             Event::CheckpointAbandoned { .. } | Event::CheckpointDamaged { .. } => {
                 self.point(at, Cause::Store, true);
             }
             _ => {}
         }
+    }
+
+    fn is_seeding(&self, process: &str) -> bool {
+        let away = self.away.get(process);
+        away.is_some_and(|away| away.seeding_since.is_some())
     }
 
     fn lost(&mut self, at: SystemTime, process: &str, roles: &[String]) {
