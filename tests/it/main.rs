@@ -5,6 +5,7 @@
     reason = "a test that cannot go on should say where"
 )]
 
+mod agent;
 mod bad_input;
 mod kills;
 mod nodes;

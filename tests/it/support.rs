@@ -173,12 +173,14 @@ replication = {replication}
     /// Starts a run that the test wants to disturb.
     pub(crate) fn start(&self, run_dir: &str, topology: Option<&Path>) -> Running {
         let errors = fs::File::create(self.path().join(format!("{run_dir}.stderr"))).unwrap();
-        let mut child = self
-            .train(run_dir, topology)
-            .stdin(Stdio::null())
-            .stderr(errors)
-            .spawn()
-            .unwrap();
+        let mut train = self.train(run_dir, topology);
+        train.stdin(Stdio::null()).stderr(errors);
+        self.start_command(run_dir, train)
+    }
+
+    /// The same for a command that the test made.
+    pub(crate) fn start_command(&self, run_dir: &str, mut command: Command) -> Running {
+        let mut child = command.spawn().unwrap();
         let pid = Pid::from_raw(child.id() as i32);
         let waiter = Some(std::thread::spawn(move || child.wait().unwrap()));
         Running {
@@ -299,6 +301,38 @@ impl Running {
         status.iter().map(process).collect()
     }
 
+    /// Pids of the processes that may be alive; none if no agent wrote yet.
+    fn pids(&self) -> Vec<i32> {
+        let text = fs::read(self.run_dir.join("status/node-local.json")).unwrap_or_default();
+        let status: Vec<Value> = serde_json::from_slice(&text).unwrap_or_default();
+        let pids = status.iter().filter_map(|process| process["pid"].as_i64());
+        pids.map(|pid| pid as i32).collect()
+    }
+
+    /// Sends SIGKILL to the agent alone, and waits for its end.
+    pub(crate) fn kill_agent(mut self) {
+        kill(self.pid, Signal::SIGKILL).unwrap();
+        self.waiter.take().unwrap().join().unwrap();
+    }
+
+    /// Sends a signal to a process of the run and says which pid it has.
+    pub(crate) fn signal(&self, name: &str, signal: Signal) -> Option<i32> {
+        let processes = self.processes();
+        let (_, pid) = processes.iter().find(|(process, _)| process == name)?;
+        let pid = (*pid)?;
+        kill(Pid::from_raw(pid), signal).ok().map(|()| pid)
+    }
+
+    /// Sends a signal to the agent.
+    pub(crate) fn signal_agent(&self, signal: Signal) {
+        kill(self.pid, signal).unwrap();
+    }
+
+    /// Waits for the end and says how it was.
+    pub(crate) fn end(mut self) -> ExitStatus {
+        self.waiter.take().unwrap().join().unwrap()
+    }
+
     /// Sends SIGKILL to a process of the run; false if it is not alive now.
     pub(crate) fn kill(&self, name: &str) -> bool {
         self.kill_first_alive(&[name]).is_some()
@@ -342,9 +376,12 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(waiter) = self.waiter.take() {
-            // Its processes end with it: their pipe closes.
             let _ = kill(self.pid, Signal::SIGKILL);
             let _ = waiter.join();
+            // Its processes would go on for the next agent.
+            for pid in self.pids() {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
         }
     }
 }

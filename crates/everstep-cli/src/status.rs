@@ -48,8 +48,8 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
     )?;
     writeln!(
         out,
-        "{:<18} {:<12} {:<28} {:>8} {:<11} {:>8}",
-        "process", "node", "roles", "pid", "state", "restarts"
+        "{:<18} {:<12} {:<28} {:>8} {:<11} {:>8}  {}",
+        "process", "node", "roles", "pid", "state", "restarts", "last died"
     )?;
     for process in status.processes {
         let pid = process
@@ -59,8 +59,14 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
         let roles = process.roles.join(", ");
         writeln!(
             out,
-            "{:<18} {:<12} {:<28} {:>8} {:<11} {:>8}",
-            process.name, process.node, roles, pid, state, process.restarts
+            "{:<18} {:<12} {:<28} {:>8} {:<11} {:>8}  {}",
+            process.name,
+            process.node,
+            roles,
+            pid,
+            state,
+            process.restarts,
+            process.last_reason.unwrap_or_default()
         )?;
     }
     for record in &recoveries {

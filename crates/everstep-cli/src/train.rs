@@ -5,9 +5,11 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use everstep_cluster::{
-    Agent, AgentError, EXIT_USER_ERROR, ProcessError, RunContext, RunDir, RunRequest, run_process,
+    Agent, AgentError, AgentOptions, AgentOutcome, AgentSignal, EXIT_USER_ERROR, Ending,
+    HangPolicy, ProcessError, RestartPolicy, RunContext, RunDir, RunRequest, run_process,
 };
 use everstep_telemetry::{Event, EventLog};
+use tokio::sync::mpsc;
 
 use crate::args::{ProcessArgs, RunFileArgs, TrainArgs};
 use crate::progress::Progress;
@@ -19,19 +21,22 @@ pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
     let events = EventLog::open(run_dir.events()).map_err(user)?;
     let started = Instant::now();
     let resumed_step = run.last_logged_step()?;
+    if resumed_step == Some(run.num_steps()) && is_over(&run)? {
+        return crate::progress::summary(&run, started.elapsed());
+    }
     events.append(&Event::RunStarted {
         run: run.name().to_owned(),
         steps: run.num_steps(),
         resumed_step,
     })?;
     let progress = Progress::start(&run);
-    let finished = if run.topology.is_single_process() {
+    let outcome = if run.topology.is_single_process() {
         in_this_process(&run, &run_dir)
     } else {
-        supervise(&run, &run_dir, None)
+        supervise(&run, None, stop_signals)
     };
     progress.finish();
-    if finished? {
+    if outcome? == AgentOutcome::Finished {
         events.append(&Event::RunFinished {
             step: run.num_steps(),
             seconds: started.elapsed().as_secs_f64(),
@@ -63,41 +68,71 @@ pub(crate) fn prepare(
         .map_err(user)
 }
 
-fn in_this_process(run: &Arc<RunContext>, run_dir: &RunDir) -> anyhow::Result<bool> {
+/// Says so if the run is over: the last step is committed and no process is there any more that would have to be waited for.
+pub(crate) fn is_over(run: &RunContext) -> anyhow::Result<bool> {
+    let is_over =
+        runtime(1)?.block_on(run.is_finished()).map_err(user)? && run.living_processes().is_empty();
+    if is_over {
+        eprintln!(
+            "the run has finished: step {} is committed",
+            run.num_steps()
+        );
+    }
+    Ok(is_over)
+}
+
+fn in_this_process(run: &Arc<RunContext>, run_dir: &RunDir) -> anyhow::Result<AgentOutcome> {
     let runtime = runtime(4)?;
     runtime.block_on(async {
         let telemetry = run.telemetry(0)?;
         everstep_cluster::write_single_process_status(run_dir, &run.topology)?;
+        let (signals, mut stop) = mpsc::channel(1);
         let outcome = tokio::select! {
-            outcome = run_process(run.clone(), run_dir.clone(), 0) => outcome.map(|()| true),
-            () = stop_signal() => Ok(false),
+            outcome = run_process(run.clone(), run_dir.clone(), 0) => outcome,
+            _ = stop.recv() => Ok(Ending::Stopped),
+            () = stop_signals(signals) => Ok(Ending::Stopped),
         };
         telemetry.shutdown();
-        outcome.map_err(|error| match error {
-            ProcessError::User(message) => user(message),
-            other => other.into(),
-        })
+        match outcome {
+            Ok(Ending::Finished) => Ok(AgentOutcome::Finished),
+            Ok(_) => Ok(AgentOutcome::Stopped),
+            Err(ProcessError::User(message)) => Err(user(message)),
+            Err(other) => Err(other.into()),
+        }
     })
 }
 
-/// Supervises the processes of `node`, or of all nodes when the topology is local.
-pub(crate) fn supervise(
+/// Supervises the processes of `node`, or of all nodes when the topology is local. `listen` passes on what the agent is told from outside.
+pub(crate) fn supervise<F: Future<Output = ()>>(
     run: &Arc<RunContext>,
-    run_dir: &RunDir,
     node: Option<&str>,
-) -> anyhow::Result<bool> {
+    listen: impl FnOnce(mpsc::Sender<AgentSignal>) -> F,
+) -> anyhow::Result<AgentOutcome> {
     let executable = std::env::current_exe().context("the everstep binary cannot be found")?;
-    let node = match node {
-        Some(node) => node.to_owned(),
-        None => run.topology.processes[0].node.clone(),
-    };
-    let agent = Agent::new(run_dir.clone(), run.topology.clone(), &node, executable)?;
-    runtime(2)?
-        .block_on(agent.run(stop_signal()))
-        .map_err(|error| match error {
-            AgentError::User { message } => user(message),
-            other => other.into(),
-        })
+    let nodes = node.map_or_else(|| run.topology.nodes(), |node| vec![node.to_owned()]);
+    let agent = Agent::new(AgentOptions {
+        run_dir: run.run_dir().clone(),
+        topology: run.topology.clone(),
+        nodes,
+        executable,
+        restart: RestartPolicy::default(),
+        hang: HangPolicy::default(),
+    })?;
+    let (sender, signals) = mpsc::channel(4);
+    let outcome = runtime(2)?.block_on(async {
+        let listen = listen(sender);
+        let agent = agent.run(signals);
+        tokio::pin!(agent);
+        tokio::select! {
+            biased;
+            outcome = &mut agent => outcome,
+            () = listen => agent.await,
+        }
+    });
+    outcome.map_err(|error| match error {
+        AgentError::User { message } => user(message),
+        other => other.into(),
+    })
 }
 
 /// `everstep process`: one process of the topology.
@@ -113,7 +148,7 @@ pub(crate) fn process(args: ProcessArgs) -> anyhow::Result<()> {
         let outcome = run_process(run.clone(), run_dir, process).await;
         telemetry.shutdown();
         let code = match outcome {
-            Ok(()) => 0,
+            Ok(_) => 0,
             Err(error) => {
                 eprintln!("error: {error}");
                 if matches!(error, ProcessError::User(_)) {
@@ -123,7 +158,7 @@ pub(crate) fn process(args: ProcessArgs) -> anyhow::Result<()> {
                 }
             }
         };
-        // The device thread may be inside libtorch and the thread that reads the agent's notices blocks; there is nothing left to save.
+        // The device thread may be inside libtorch; there is nothing left to save.
         std::process::exit(code)
     })
 }
@@ -136,8 +171,8 @@ fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
         .context("the async runtime cannot start")
 }
 
-/// Resolves at SIGINT or SIGTERM.
-pub(crate) async fn stop_signal() {
+/// SIGINT and SIGTERM stop the run, which goes on another time; the second one does not wait for the processes to end by themselves.
+async fn stop_signals(agent: mpsc::Sender<AgentSignal>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (
         signal(SignalKind::interrupt()),
@@ -145,8 +180,13 @@ pub(crate) async fn stop_signal() {
     ) else {
         return std::future::pending().await;
     };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if agent.send(AgentSignal::Stop).await.is_err() {
+            return;
+        }
     }
 }

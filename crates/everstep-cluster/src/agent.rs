@@ -1,65 +1,62 @@
-//! The node agent: starts the processes of one node, notices their exits at once, restarts them. Holds no tensors.
+//! The node agent: starts the processes of a node, notices their exits and hangs at once, restarts them. Holds no tensors.
 //!
-//! A process that lived long is restarted at once; one that dies young waits longer each time, and after
-//! [`RestartPolicy::max_young_deaths`] in a row the agent gives up and stops the node: a crash loop never spins hot.
+//! It may be killed at any time: its processes go on, and the next agent on the same run directory adopts them.
+//!
+//! - `policy`: when a process is restarted, and when no more
+//! - `hang`: what is taken for hung
+//! - `body`: a living process, child or adopted
+//! - `server`: the control sockets
+//! - `requests`: what users, tools and the machine's provider ask
+//! - `report`: events and status
+//! - `lock`: one agent per node
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use everstep_telemetry::{Event, EventLog};
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::{Child, ChildStdin, Command};
-use tokio::task::JoinSet;
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
-use crate::notice::{AGENT_VARIABLE, Notice};
+mod body;
+mod hang;
+pub(crate) mod lock;
+mod policy;
+mod report;
+mod requests;
+mod server;
+
+pub use hang::HangPolicy;
+pub use policy::RestartPolicy;
+pub use requests::{AgentSignal, PreemptionNotice};
+
+use crate::control::Notice;
+use crate::control::link::AGENT_VARIABLE;
+use crate::life::{self, Body, Life};
+use crate::process::Ending;
 use crate::rundir::RunDir;
-use crate::status::{Life, ProcessState, ProcessStatus, write_processes};
+use crate::status::{ProcessState, ProcessStatus, read_processes};
 use crate::topology::{ActorRole, Topology};
+use body::Exit;
+use hang::{HangWatch, LOOK_MS};
+use policy::{Death, Deaths, Verdict};
+use requests::Asked;
+use server::{Link, Said};
 
 /// Exit code of a process whose user made a mistake; restarting cannot help.
 pub const EXIT_USER_ERROR: i32 = 2;
 
 /// How long processes may take to end after the first one ended because the run is over.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-/// When and how often a dead process is started again.
-#[derive(Clone, Copy, Debug)]
-pub struct RestartPolicy {
-    /// A process that lived this long is restarted at once.
-    pub settled: Duration,
-    /// First wait of one that died earlier; doubles with every early death in a row.
-    pub backoff_first: Duration,
-    /// Longest wait.
-    pub backoff_max: Duration,
-    /// Early deaths in a row after which the agent gives up.
-    pub max_young_deaths: u32,
-}
-
-impl Default for RestartPolicy {
-    fn default() -> Self {
-        Self {
-            settled: Duration::from_secs(5),
-            backoff_first: Duration::from_millis(50),
-            backoff_max: Duration::from_secs(5),
-            max_young_deaths: 12,
-        }
-    }
-}
-
-impl RestartPolicy {
-    /// How long to wait after the `deaths`th early death in a row (0: it had settled).
-    fn wait(&self, deaths: u32) -> Duration {
-        match deaths {
-            0 => Duration::ZERO,
-            _ => self
-                .backoff_first
-                .saturating_mul(1 << (deaths - 1).min(16))
-                .min(self.backoff_max),
-        }
-    }
-}
+/// How long processes may take to end when they are told to.
+const STOP: Duration = Duration::from_secs(2);
+/// Happenings that may wait for the agent.
+const QUEUE: usize = 256;
 
 /// Why an agent gave up.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +67,10 @@ pub enum AgentError {
         /// What it said, in one line.
         message: String,
     },
-    /// A process cannot be kept alive.
-    #[error("process {process} died {deaths} times in a row right after its start; see {log}")]
+    /// A process cannot be kept alive, and no other has its role.
+    #[error(
+        "process {process} died {deaths} times in a row right after its start, and no other process can do its work; see {log}"
+    )]
     CrashLoop {
         /// The process.
         process: String,
@@ -90,136 +89,289 @@ pub enum AgentError {
     },
 }
 
-/// Supervises the processes of one node.
-#[derive(Debug)]
-pub struct Agent {
-    run_dir: RunDir,
-    topology: Topology,
-    node: String,
-    executable: PathBuf,
-    policy: RestartPolicy,
-    events: EventLog,
-    slots: Vec<Slot>,
+/// How an agent's work ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentOutcome {
+    /// The run is over.
+    Finished,
+    /// Every process was released from its node; the run goes on elsewhere.
+    Drained,
+    /// The agent was told to stop, and stopped its processes.
+    Stopped,
 }
 
+/// What an agent needs to know.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// Where the run lives.
+    pub run_dir: RunDir,
+    /// All processes.
+    pub topology: Topology,
+    /// The nodes whose processes are this agent's.
+    pub nodes: Vec<String>,
+    /// The `everstep` binary.
+    pub executable: PathBuf,
+    /// When a process is restarted.
+    pub restart: RestartPolicy,
+    /// When a process is taken for hung.
+    pub hang: HangPolicy,
+}
+
+/// Supervises the processes of a node, or of several on one machine.
+#[derive(Debug)]
+pub struct Agent {
+    options: AgentOptions,
+    events: EventLog,
+    born: Instant,
+    slots: Vec<Slot>,
+    queue: mpsc::Sender<Happening>,
+    happenings: mpsc::Receiver<Happening>,
+    /// Requests whose answer is a process's.
+    asked: BTreeMap<u64, Asked>,
+    next_id: u64,
+    /// Nodes whose processes are not started again.
+    leaving: BTreeSet<String>,
+    /// When whatever is left must be stopped.
+    deadline: Option<tokio::time::Instant>,
+    /// The first process ended because the run is over.
+    over: Option<tokio::time::Instant>,
+    status_is_old: bool,
+}
+
+/// A process of the topology.
 #[derive(Debug)]
 struct Slot {
     process: u32,
-    pid: Option<u32>,
-    notices: Option<ChildStdin>,
-    started: Instant,
+    alive: Option<Alive>,
     died: Instant,
-    young_deaths: u32,
+    deaths: Deaths,
     restarts: u32,
     state: ProcessState,
+    /// It was linked at least once under this agent.
+    has_joined: bool,
+    last_reason: Option<String>,
 }
 
+/// What is known of a living process.
+#[derive(Debug)]
+struct Alive {
+    body: Body,
+    fd: Arc<OwnedFd>,
+    since: Instant,
+    link: Option<Link>,
+    has_joined: bool,
+    watch: HangWatch,
+    /// Why the agent killed it, if it did.
+    hung: Option<String>,
+}
+
+/// What the agent's loop waits for.
+#[derive(Debug)]
 enum Happening {
-    Exited(usize, std::io::Result<ExitStatus>),
-    RestartDue(usize),
+    Exited { slot: usize, pid: u32, exit: Exit },
+    RestartDue { slot: usize },
+    Said(Said),
 }
 
 impl Agent {
-    /// An agent for node `node`; `executable` is the `everstep` binary.
+    /// An agent that has not started anything yet. The caller holds the nodes' lock.
     ///
     /// # Errors
     /// The event log cannot be opened.
-    pub fn new(
-        run_dir: RunDir,
-        topology: Topology,
-        node: &str,
-        executable: PathBuf,
-    ) -> Result<Self, AgentError> {
-        let events = EventLog::open(run_dir.events()).map_err(|error| AgentError::System {
-            what: "the event log cannot be opened".to_owned(),
-            source: std::io::Error::other(error),
-        })?;
+    pub fn new(options: AgentOptions) -> Result<Self, AgentError> {
+        let events =
+            EventLog::open(options.run_dir.events()).map_err(|error| AgentError::System {
+                what: "the event log cannot be opened".to_owned(),
+                source: std::io::Error::other(error),
+            })?;
         let now = Instant::now();
-        let own = topology
-            .processes
-            .iter()
-            .enumerate()
-            .filter(|(_, process)| process.node == node);
+        let processes = options.topology.processes.iter().enumerate();
+        let own = processes.filter(|(_, process)| options.nodes.contains(&process.node));
         let slots = own
             .map(|(process, _)| Slot {
                 process: process as u32,
-                pid: None,
-                notices: None,
-                started: now,
+                alive: None,
                 died: now,
-                young_deaths: 0,
+                deaths: Deaths::default(),
                 restarts: 0,
                 state: ProcessState::Restarting,
+                has_joined: false,
+                last_reason: None,
             })
             .collect();
+        let (queue, happenings) = mpsc::channel(QUEUE);
         Ok(Self {
-            run_dir,
-            topology,
-            node: node.to_owned(),
-            executable,
-            policy: RestartPolicy::default(),
+            options,
             events,
+            born: now,
             slots,
+            queue,
+            happenings,
+            asked: BTreeMap::new(),
+            next_id: 0,
+            leaving: BTreeSet::new(),
+            deadline: None,
+            over: None,
+            status_is_old: true,
         })
     }
 
-    /// Runs until every process ended as it should, or `stop` resolves (then the processes are stopped).
+    /// Runs until every process ended as it should, or a signal says that it must end before.
     ///
     /// # Errors
-    /// A process reports a user's mistake, or cannot be kept alive. All processes are stopped then.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<bool, AgentError> {
-        let mut happenings = JoinSet::new();
-        for index in 0..self.slots.len() {
-            self.start(index, &mut happenings)?;
+    /// A process reports a user's mistake, or cannot be kept alive and nobody can do its work. All processes are stopped then.
+    pub async fn run(
+        mut self,
+        mut signals: mpsc::Receiver<AgentSignal>,
+    ) -> Result<AgentOutcome, AgentError> {
+        let mut listeners = Vec::new();
+        for node in &self.options.nodes {
+            let listener = server::listen(&self.options.run_dir, node, self.queue.clone());
+            listeners.push(listener.map_err(|source| AgentError::System {
+                what: self.options.run_dir.control(node).display().to_string(),
+                source,
+            })?);
         }
+        let outcome = match self.adopt_or_start_all() {
+            Ok(()) => self.supervise(&mut signals).await,
+            Err(error) => Err(error),
+        };
+        self.stop_all(&mut signals).await;
         self.write_status();
-        tokio::pin!(stop);
-        // Processes end by themselves only when the run is over. Those that were away when it was announced do not hear of it.
-        let mut over: Option<tokio::time::Instant> = None;
-        let outcome = loop {
+        for (node, listener) in self.options.nodes.iter().zip(listeners) {
+            listener.abort();
+            let _ = std::fs::remove_file(self.options.run_dir.control(node));
+        }
+        outcome
+    }
+
+    async fn supervise(
+        &mut self,
+        signals: &mut mpsc::Receiver<AgentSignal>,
+    ) -> Result<AgentOutcome, AgentError> {
+        let mut looks = tokio::time::interval(Duration::from_millis(LOOK_MS));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last_look = Instant::now();
+        loop {
+            if self.status_is_old {
+                self.write_status();
+            }
+            if let Some(outcome) = self.outcome() {
+                return Ok(outcome);
+            }
+            // Processes end by themselves only when the run is over. Those that were away when it was announced do not hear of it.
+            let until = [self.over, self.deadline].into_iter().flatten().min();
             let patience = async {
-                match over {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = &mut stop => break Ok(false),
-                () = patience => break Ok(true),
-                happening = happenings.join_next() => match happening {
-                    None => break Ok(true),
-                    Some(Ok(Happening::RestartDue(_))) if over.is_some() => {}
-                    Some(Ok(Happening::RestartDue(index))) => {
-                        if let Err(error) = self.start(index, &mut happenings) {
-                            break Err(error);
-                        }
-                    }
-                    Some(Ok(Happening::Exited(index, status))) => {
-                        if over.is_none() && status.as_ref().is_ok_and(ExitStatus::success) {
-                            over = Some(tokio::time::Instant::now() + FAREWELL);
-                        }
-                        if let Err(error) = self.exited(index, status, &mut happenings).await {
-                            break Err(error);
-                        }
-                    }
-                    Some(Err(error)) => break Err(AgentError::System { what: "the agent".to_owned(), source: error.into() }),
+                biased;
+                signal = signals.recv() => match signal {
+                    Some(AgentSignal::Preempted(notice)) => self.preempted(&notice),
+                    Some(AgentSignal::Stop) | None => return Ok(AgentOutcome::Stopped),
                 },
+                () = patience => return Ok(match self.over {
+                    Some(_) => AgentOutcome::Finished,
+                    None => AgentOutcome::Stopped,
+                }),
+                happening = self.happenings.recv() => match happening {
+                    Some(happening) => self.handle(happening)?,
+                    None => return Ok(AgentOutcome::Stopped),
+                },
+                _ = looks.tick() => {
+                    let elapsed_ms = last_look.elapsed().as_millis() as u64;
+                    last_look = Instant::now();
+                    self.look(elapsed_ms);
+                }
             }
-            self.write_status();
-        };
-        self.stop_all(&mut happenings).await;
-        self.write_status();
-        outcome
+        }
     }
 
-    fn start(
-        &mut self,
-        index: usize,
-        happenings: &mut JoinSet<Happening>,
-    ) -> Result<(), AgentError> {
-        let slot = &mut self.slots[index];
-        let process = &self.topology.processes[slot.process as usize];
-        let log_path = self.run_dir.log(&process.name);
+    /// How it ended, once nothing lives and nothing will be started.
+    fn outcome(&self) -> Option<AgentOutcome> {
+        let is_over = |slot: &Slot| slot.alive.is_none() && slot.state != ProcessState::Restarting;
+        if !self.slots.iter().all(is_over) {
+            return None;
+        }
+        let is_finished = self
+            .slots
+            .iter()
+            .any(|slot| slot.state == ProcessState::Exited);
+        Some(if is_finished {
+            AgentOutcome::Finished
+        } else {
+            AgentOutcome::Drained
+        })
+    }
+
+    fn adopt_or_start_all(&mut self) -> Result<(), AgentError> {
+        let nodes = self.options.nodes.clone();
+        let known: Vec<ProcessStatus> = nodes
+            .iter()
+            .flat_map(|node| read_processes(&self.options.run_dir, node))
+            .collect();
+        let bodies: Vec<Option<Body>> = (0..self.slots.len())
+            .map(|slot| life::living(&self.options.run_dir, &self.name(slot)))
+            .collect();
+        let is_handover = bodies.iter().any(Option::is_some);
+        for (slot, body) in bodies.into_iter().enumerate() {
+            let before = known.iter().find(|known| known.name == self.name(slot));
+            if let (true, Some(before)) = (is_handover, before) {
+                self.slots[slot].restarts = before.restarts;
+                self.slots[slot].last_reason.clone_from(&before.last_reason);
+            }
+            if body.is_some_and(|body| self.adopt(slot, body)) {
+                continue;
+            }
+            if is_handover && before.is_some_and(|before| before.state == ProcessState::Drained) {
+                self.slots[slot].state = ProcessState::Drained;
+                continue;
+            }
+            if is_handover {
+                self.slots[slot].restarts += 1;
+            }
+            self.start(slot)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a living process over; false if it died right now.
+    fn adopt(&mut self, slot: usize, body: Body) -> bool {
+        let Ok(fd) = body::open(body) else {
+            return false;
+        };
+        let pid = body.pid;
+        self.spawn_wait(slot, pid, body::adopted_exit(fd.clone()));
+        self.log(&Event::ProcessAdopted {
+            process: self.name(slot),
+            node: self.node(slot),
+            pid,
+        });
+        self.is_alive(slot, body, fd);
+        true
+    }
+
+    fn is_alive(&mut self, slot: usize, body: Body, fd: Arc<OwnedFd>) {
+        let slot = &mut self.slots[slot];
+        slot.alive = Some(Alive {
+            body,
+            fd,
+            since: Instant::now(),
+            link: None,
+            has_joined: false,
+            watch: HangWatch::default(),
+            hung: None,
+        });
+        slot.state = ProcessState::Running;
+        self.status_is_old = true;
+    }
+
+    fn start(&mut self, slot: usize) -> Result<(), AgentError> {
+        let name = self.name(slot);
+        let log_path = self.options.run_dir.log(&name);
         let system = |what: String| move |source| AgentError::System { what, source };
         let log = OpenOptions::new()
             .create(true)
@@ -229,238 +381,278 @@ impl Agent {
         let errors = log
             .try_clone()
             .map_err(system("the log cannot be shared".to_owned()))?;
-        let mut child = Command::new(&self.executable)
+        // A group of its own: what a terminal sends to the agent's group is the agent's to pass on.
+        let child = Command::new(&self.options.executable)
             .arg("process")
             .arg("--run-dir")
-            .arg(self.run_dir.path())
+            .arg(self.options.run_dir.path())
             .arg("--name")
-            .arg(&process.name)
-            .env(AGENT_VARIABLE, &self.node)
-            .stdin(Stdio::piped())
+            .arg(&name)
+            .env(AGENT_VARIABLE, self.node(slot))
+            .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
-            .kill_on_drop(true)
+            .process_group(0)
             .spawn()
             .map_err(system(format!(
                 "{} cannot be started",
-                self.executable.display()
+                self.options.executable.display()
             )))?;
-        slot.pid = child.id();
-        slot.notices = child.stdin.take();
-        slot.started = Instant::now();
-        if slot.state == ProcessState::Restarting && slot.restarts > 0 {
-            let (pid, restarts, seconds) = (
-                slot.pid.unwrap_or(0),
-                slot.restarts,
-                slot.died.elapsed().as_secs_f64(),
-            );
-            let event = Event::ProcessRestarted {
-                process: process.name.clone(),
-                node: self.node.clone(),
+        let pid = child.id().unwrap_or(0);
+        let (restarts, seconds) = {
+            let slot = &self.slots[slot];
+            (slot.restarts, slot.died.elapsed().as_secs_f64())
+        };
+        if restarts > 0 {
+            self.log(&Event::ProcessRestarted {
+                process: name.clone(),
+                node: self.node(slot),
                 pid,
                 restarts,
                 seconds,
-            };
-            self.log(&event);
+            });
         }
-        self.slots[index].state = ProcessState::Running;
-        happenings.spawn(wait(index, child));
+        // One that died already is a zombie until it is waited for: it has a descriptor, too.
+        let body = Body::of_child(pid);
+        let fd = body::open_child(body).map_err(system(format!("process {name}")))?;
+        if let Err(error) = life::write_started(&self.options.run_dir, &name, body) {
+            tracing::warn!(%error, "the next agent may not find a process");
+        }
+        self.is_alive(slot, body, fd);
+        self.spawn_wait(slot, pid, body::child_exit(child));
         Ok(())
     }
 
-    async fn exited(
-        &mut self,
-        index: usize,
-        status: std::io::Result<ExitStatus>,
-        happenings: &mut JoinSet<Happening>,
-    ) -> Result<(), AgentError> {
-        let number = self.slots[index].process;
-        let process = self.topology.processes[number as usize].clone();
-        let pid = self.slots[index].pid.take();
-        self.slots[index].notices = None;
-        let status = status.map_err(|source| AgentError::System {
-            what: format!("process {} cannot be waited for", process.name),
-            source,
-        })?;
-        if status.success() {
-            tracing::info!(process = process.name, "ended");
-            self.slots[index].state = ProcessState::Exited;
-            self.log(&Event::ProcessStopped {
-                process: process.name,
-                node: self.node.clone(),
-            });
+    fn spawn_wait(&self, slot: usize, pid: u32, exit: impl Future<Output = Exit> + Send + 'static) {
+        let queue = self.queue.clone();
+        tokio::spawn(async move {
+            let exit = exit.await;
+            let _ = queue.send(Happening::Exited { slot, pid, exit }).await;
+        });
+    }
+
+    fn handle(&mut self, happening: Happening) -> Result<(), AgentError> {
+        match happening {
+            Happening::Exited { slot, pid, exit } => self.exited(slot, pid, &exit),
+            Happening::RestartDue { slot } => {
+                let is_due = self.over.is_none()
+                    && self.slots[slot].alive.is_none()
+                    && self.slots[slot].state == ProcessState::Restarting;
+                if is_due { self.start(slot) } else { Ok(()) }
+            }
+            Happening::Said(said) => {
+                self.said(said);
+                Ok(())
+            }
+        }
+    }
+
+    fn exited(&mut self, slot: usize, pid: u32, exit: &Exit) -> Result<(), AgentError> {
+        let alive = self.slots[slot]
+            .alive
+            .take_if(|alive| alive.body.pid == pid);
+        let Some(alive) = alive else {
+            return Ok(());
+        };
+        self.status_is_old = true;
+        let name = self.name(slot);
+        let life = Life::read(&self.options.run_dir, &name).filter(|life| life.body.pid == pid);
+        if let Some(ending) = life.and_then(|life| life.ended) {
+            self.ended(slot, ending);
             return Ok(());
         }
-        if status.code() == Some(EXIT_USER_ERROR) {
-            self.slots[index].state = ProcessState::Failed;
+        // A mistake shows at the first start. What ran already is not stopped because a port is taken for a moment.
+        if exit.code() == Some(EXIT_USER_ERROR) && !self.slots[slot].has_joined {
+            self.slots[slot].state = ProcessState::Failed;
             return Err(AgentError::User {
-                message: self.last_error(&process.name),
+                message: self.last_error(&name),
             });
         }
-        tracing::warn!(process = process.name, %status, "died");
-        let life = Life::read(&self.run_dir, &process.name).filter(|life| Some(life.pid) == pid);
         if let Some(life) = life {
             self.notify(&Notice::Exited {
-                process: number,
+                process: self.slots[slot].process,
                 incarnation: life.incarnation,
-            })
-            .await;
+            });
         }
-        let policy = self.policy;
-        let slot = &mut self.slots[index];
-        slot.died = Instant::now();
-        slot.young_deaths = if slot.started.elapsed() >= policy.settled {
-            0
-        } else {
-            slot.young_deaths + 1
+        let reason = match &alive.hung {
+            Some(hung) => format!("the agent ended it: {hung}"),
+            None => format!("the agent saw it end: {exit}"),
         };
-        slot.restarts += 1;
-        slot.state = ProcessState::Restarting;
-        let deaths = slot.young_deaths;
-        if deaths > policy.max_young_deaths {
-            slot.state = ProcessState::Failed;
-            let restarts = slot.restarts - 1;
-            let reason = format!("died {deaths} times in a row: {status}");
-            self.log(&Event::ProcessQuarantined {
-                process: process.name.clone(),
-                node: self.node.clone(),
-                restarts,
-                reason,
-            });
-            let log = self.run_dir.log(&process.name).display().to_string();
-            return Err(AgentError::CrashLoop {
-                process: process.name,
-                deaths,
-                log,
-            });
-        }
-        let roles = process
-            .roles
-            .iter()
-            .map(|role: &ActorRole| role.name().to_owned())
-            .collect();
-        let reason = format!("the agent saw it end: {status}");
+        tracing::warn!(process = name, reason, "died");
+        self.slots[slot].last_reason = Some(reason.clone());
+        let death = Death {
+            now_ms: self.born.elapsed().as_millis() as u64,
+            lived_ms: alive.since.elapsed().as_millis() as u64,
+            is_kill: alive.has_joined && exit.may_be_killed(),
+        };
+        let verdict = self.slots[slot].deaths.judge(&self.options.restart, death);
+        self.slots[slot].died = Instant::now();
         self.log(&Event::ProcessLost {
-            process: process.name,
-            node: self.node.clone(),
-            roles,
+            process: name,
+            node: self.node(slot),
+            roles: self.roles(slot),
             step: None,
             epoch: None,
             reason,
         });
-        let wait = policy.wait(deaths);
-        happenings.spawn(async move {
-            tokio::time::sleep(wait).await;
-            Happening::RestartDue(index)
-        });
-        Ok(())
+        if self.leaving.contains(&self.node(slot)) {
+            self.slots[slot].state = ProcessState::Drained;
+            return Ok(());
+        }
+        match verdict {
+            Verdict::Restart { wait_ms } => {
+                self.slots[slot].restarts += 1;
+                self.slots[slot].state = ProcessState::Restarting;
+                let queue = self.queue.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+                    let _ = queue.send(Happening::RestartDue { slot }).await;
+                });
+                Ok(())
+            }
+            Verdict::GiveUp { deaths } => self.give_up(slot, deaths),
+        }
     }
 
-    /// Tells every living process of this node.
-    async fn notify(&mut self, notice: &Notice) {
-        let Ok(mut line) = serde_json::to_vec(notice) else {
-            return;
+    /// A process ended as it should.
+    fn ended(&mut self, slot: usize, ending: Ending) {
+        tracing::info!(process = self.name(slot), ?ending, "ended");
+        self.slots[slot].state = match ending {
+            Ending::Drained => ProcessState::Drained,
+            Ending::Finished | Ending::Stopped | Ending::Orphaned => ProcessState::Exited,
         };
-        line.push(b'\n');
-        for slot in &mut self.slots {
-            let Some(notices) = &mut slot.notices else {
+        if ending == Ending::Finished && self.over.is_none() {
+            self.over = Some(tokio::time::Instant::now() + FAREWELL);
+        }
+        self.log(&Event::ProcessStopped {
+            process: self.name(slot),
+            node: self.node(slot),
+        });
+    }
+
+    /// A process that cannot live stays down if others can do its work, and stops the node otherwise.
+    fn give_up(&mut self, slot: usize, deaths: u32) -> Result<(), AgentError> {
+        let name = self.name(slot);
+        let reason = format!(
+            "died {deaths} times in a row right after its start; {}",
+            self.slots[slot].last_reason.as_deref().unwrap_or_default()
+        );
+        self.log(&Event::ProcessQuarantined {
+            process: name.clone(),
+            node: self.node(slot),
+            restarts: self.slots[slot].restarts,
+            reason,
+        });
+        self.slots[slot].state = ProcessState::Quarantined;
+        let is_down = |slot: &Slot| slot.state == ProcessState::Quarantined;
+        if self.can_be_missed(slot) && !self.slots.iter().all(is_down) {
+            tracing::error!(process = name, deaths, "stays down; the others do its work");
+            return Ok(());
+        }
+        self.slots[slot].state = ProcessState::Failed;
+        Err(AgentError::CrashLoop {
+            log: self.options.run_dir.log(&name).display().to_string(),
+            process: name,
+            deaths,
+        })
+    }
+
+    /// Whether each role of the process is played by another that is not down for good.
+    fn can_be_missed(&self, slot: usize) -> bool {
+        let is_down = |process: u32| {
+            let own = self.slots.iter().find(|slot| slot.process == process);
+            own.is_some_and(|own| {
+                matches!(own.state, ProcessState::Quarantined | ProcessState::Drained)
+            })
+        };
+        let processes = &self.options.topology.processes;
+        let own = self.slots[slot].process;
+        let plays = |process: u32, role: &ActorRole| {
+            processes[process as usize].roles.contains(role) && !is_down(process)
+        };
+        let roles = &processes[own as usize].roles;
+        roles.iter().all(|role| {
+            (0..processes.len() as u32).any(|process| process != own && plays(process, role))
+        })
+    }
+
+    /// Looks at every living process.
+    fn look(&mut self, elapsed_ms: u64) {
+        for slot in 0..self.slots.len() {
+            let Some(alive) = &mut self.slots[slot].alive else {
                 continue;
             };
-            // A stopped process may leave its pipe full; its peers must not wait for it.
-            let written =
-                tokio::time::timeout(Duration::from_millis(100), notices.write_all(&line)).await;
-            if !matches!(written, Ok(Ok(()))) {
+            let Some(stat) = crate::proc::stat(alive.body.pid) else {
+                continue;
+            };
+            if alive.hung.is_some() || !stat.is_alive() {
+                continue;
+            }
+            let Some(hang) = alive.watch.look(&self.options.hang, elapsed_ms, stat) else {
+                continue;
+            };
+            body::kill(&alive.fd);
+            let seconds = hang.for_ms as f64 / 1000.0;
+            alive.hung = Some(format!("hung for {seconds:.1} s: {}", hang.reason));
+            tracing::warn!(process = self.name(slot), reason = hang.reason, "hung");
+            self.log(&Event::ProcessHung {
+                process: self.name(slot),
+                node: self.node(slot),
+                reason: hang.reason,
+                seconds,
+            });
+        }
+    }
+
+    /// Tells every living process.
+    fn notify(&self, notice: &Notice) {
+        for slot in &self.slots {
+            let link = slot.alive.as_ref().and_then(|alive| alive.link.as_ref());
+            if link.is_some_and(|link| !link.send(notice.clone())) {
                 tracing::debug!(process = slot.process, "does not take notices now");
             }
         }
     }
 
-    /// Ends the processes: their pipes close, and what does not end by itself within two seconds is killed.
-    async fn stop_all(&mut self, happenings: &mut JoinSet<Happening>) {
-        for slot in &mut self.slots {
-            slot.notices = None;
-        }
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
-        while self.slots.iter().any(|slot| slot.pid.is_some()) {
-            match tokio::time::timeout_at(deadline, happenings.join_next()).await {
-                Ok(Some(Ok(Happening::Exited(index, _)))) => self.slots[index].pid = None,
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => break,
+    /// Ends the processes: they are told, and what does not end by itself within two seconds is killed; so is everything at a second signal.
+    async fn stop_all(&mut self, signals: &mut mpsc::Receiver<AgentSignal>) {
+        self.notify(&Notice::Stop);
+        let deadline = tokio::time::Instant::now() + STOP;
+        let mut is_killed = false;
+        while self.slots.iter().any(|slot| slot.alive.is_some()) {
+            let late = async {
+                match is_killed {
+                    false => tokio::time::sleep_until(deadline).await,
+                    true => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                happening = self.happenings.recv() => match happening {
+                    Some(Happening::Exited { slot, pid, .. }) => {
+                        self.slots[slot].alive.take_if(|alive| alive.body.pid == pid);
+                    }
+                    // A process that links only now is told now.
+                    Some(Happening::Said(Said::Hello { link, .. })) => {
+                        link.send(Notice::Stop);
+                    }
+                    Some(_) => {}
+                    None => break,
+                },
+                Some(_) = signals.recv(), if !is_killed => is_killed = self.kill_all(),
+                () = late => is_killed = self.kill_all(),
             }
         }
-        // Dropping the waiting tasks kills what is left (`kill_on_drop`).
-        happenings.shutdown().await;
         for slot in &mut self.slots {
-            slot.pid = None;
-            if slot.state != ProcessState::Failed {
+            if matches!(slot.state, ProcessState::Running | ProcessState::Restarting) {
                 slot.state = ProcessState::Exited;
             }
         }
     }
 
-    fn last_error(&self, process: &str) -> String {
-        let log = std::fs::read_to_string(self.run_dir.log(process)).unwrap_or_default();
-        let line = log
-            .lines()
-            .rev()
-            .find_map(|line| line.strip_prefix("error: "));
-        line.map_or_else(
-            || format!("process {process} cannot run with this configuration; see its log"),
-            str::to_owned,
-        )
-    }
-
-    fn log(&self, event: &Event) {
-        if let Err(error) = self.events.append(event) {
-            tracing::error!(%error, "an event could not be logged");
+    fn kill_all(&self) -> bool {
+        for alive in self.slots.iter().filter_map(|slot| slot.alive.as_ref()) {
+            body::kill(&alive.fd);
         }
-    }
-
-    fn write_status(&self) {
-        let processes: Vec<ProcessStatus> = self
-            .slots
-            .iter()
-            .map(|slot| {
-                let process = &self.topology.processes[slot.process as usize];
-                ProcessStatus {
-                    name: process.name.clone(),
-                    node: process.node.clone(),
-                    roles: process
-                        .roles
-                        .iter()
-                        .map(|role| role.name().to_owned())
-                        .collect(),
-                    pid: slot.pid,
-                    state: slot.state,
-                    restarts: slot.restarts,
-                }
-            })
-            .collect();
-        if let Err(error) = write_processes(&self.run_dir, &self.node, &processes) {
-            tracing::warn!(%error, "the status file cannot be written");
-        }
-    }
-}
-
-async fn wait(index: usize, mut child: Child) -> Happening {
-    Happening::Exited(index, child.wait().await)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_and_are_bounded() {
-        let policy = RestartPolicy::default();
-        let waits: Vec<u128> = (0..12)
-            .map(|deaths| policy.wait(deaths).as_millis())
-            .collect();
-        assert_eq!(
-            waits,
-            [
-                0, 50, 100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000, 5000
-            ]
-        );
+        true
     }
 }

@@ -49,10 +49,6 @@ impl ProcessContext {
     ///
     /// # Errors
     /// The run does not allow it, the process has no actor that could, or a value is out of range: one line that says what is allowed.
-    #[allow(
-        dead_code,
-        reason = "called by what brings requests from the control socket"
-    )]
     pub(crate) fn inject(&self, injection: Injection) -> Result<(), String> {
         if !self.run.config.chaos.allow {
             return Err(format!(

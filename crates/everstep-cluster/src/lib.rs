@@ -16,10 +16,12 @@ mod agent;
 pub mod control;
 mod election;
 mod injection;
+mod life;
 mod mesh;
 mod message;
-mod notice;
+mod proc;
 mod process;
+mod progress;
 mod router;
 mod run;
 mod rundir;
@@ -29,8 +31,11 @@ mod status;
 mod topology;
 mod wire;
 
-pub use agent::{Agent, AgentError, EXIT_USER_ERROR, RestartPolicy};
-pub use process::{ProcessError, run_process};
+pub use agent::{
+    Agent, AgentError, AgentOptions, AgentOutcome, AgentSignal, EXIT_USER_ERROR, HangPolicy,
+    PreemptionNotice, RestartPolicy,
+};
+pub use process::{Ending, ProcessError, run_process};
 pub use run::{RunContext, RunError, RunRequest, goodput};
 pub use rundir::RunDir;
 pub use session::make_secret as make_session_secret;

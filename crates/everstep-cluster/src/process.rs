@@ -10,7 +10,7 @@
 //! └─ coordinator-N  permanent   a new life takes a new epoch
 //! ```
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,20 +22,23 @@ use ractor_supervisor::{
     ChildBackoffFn, ChildSpec, Restart, SpawnFn, Supervisor, SupervisorArguments,
     SupervisorOptions, SupervisorStrategy,
 };
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::actors::{
     ActorArguments, Checkpointer, CheckpointerMessage, CoordinatorActor, Loader, ShardActor,
     WorkerActor,
 };
+use crate::control::link;
 use crate::injection::Injected;
+use crate::life::Life;
 use crate::mesh::{Mesh, MeshArguments};
+use crate::progress::Devices;
 use crate::router::Router;
 use crate::run::RunContext;
 use crate::rundir::RunDir;
 use crate::session::{self, Sessions};
 use crate::slots::SlotCounter;
-use crate::status::Life;
 use crate::topology::{ActorAddress, ActorRole};
 
 const MAX_RESTARTS: usize = 20;
@@ -51,6 +54,20 @@ const LIFE_BITS: u32 = 16;
 /// The process's part of a member's incarnation.
 pub(crate) fn process_life(incarnation: u64) -> u64 {
     incarnation >> LIFE_BITS
+}
+
+/// Why a process ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// The run is over.
+    Finished,
+    /// Its node was drained: whatever it held is elsewhere.
+    Drained,
+    /// Its agent, or a signal when it has none, told it to end.
+    Stopped,
+    /// Its agent died and none came back.
+    Orphaned,
 }
 
 /// Why a process could not start or had to end.
@@ -85,7 +102,11 @@ pub(crate) struct ProcessContext {
     lives: AtomicU64,
     events: EventLog,
     started: Instant,
-    finished: watch::Sender<bool>,
+    ending: watch::Sender<Option<Ending>>,
+    /// Whether the agent is there.
+    pub(crate) linked: AtomicBool,
+    /// The compute threads of this process.
+    pub(crate) devices: Devices,
     checkpointer: Mutex<Option<ActorRef<CheckpointerMessage>>>,
 }
 
@@ -137,7 +158,25 @@ impl ProcessContext {
 
     /// The run is over for this process.
     pub(crate) fn finish(&self) {
-        self.finished.send_replace(true);
+        self.end(Ending::Finished);
+    }
+
+    /// This process ends; the first reason counts.
+    pub(crate) fn end(&self, ending: Ending) {
+        self.ending.send_if_modified(|known| {
+            let is_first = known.is_none();
+            known.get_or_insert(ending);
+            is_first
+        });
+    }
+
+    /// Tells the coordinators that a node is to be drained.
+    pub(crate) fn request_drain(
+        &self,
+        node: &str,
+        _seconds_left: Option<u64>,
+    ) -> Result<(), String> {
+        Err(format!("node {node} cannot be drained by this version"))
     }
 
     pub(crate) fn set_checkpointer(&self, actor: ActorRef<CheckpointerMessage>) {
@@ -161,27 +200,23 @@ impl ProcessContext {
     }
 }
 
-/// Runs a process of the topology until the run is over.
+/// Runs a process of the topology until the run is over, or it is told to end.
 ///
 /// # Errors
-/// It cannot start (certificates, port, ledger, store), or its actors fail too often.
+/// It cannot start (certificates, port, ledger, store), its actors fail too often, or its agent is gone for long.
 pub async fn run_process(
     run: Arc<RunContext>,
     run_dir: RunDir,
     process: u32,
-) -> Result<(), ProcessError> {
+) -> Result<Ending, ProcessError> {
     let start = |error: &dyn std::fmt::Display| ProcessError::Start(error.to_string());
     let user = |error: &dyn std::fmt::Display| ProcessError::User(error.to_string());
     let spec = run.topology.processes[process as usize].clone();
     let ledger = Ledger::open(&run_dir.ledger(&spec.name)).map_err(|e| start(&e))?;
     let incarnation = ledger.next_incarnation().map_err(|e| start(&e))?;
     ledger.bind_run(&run.identity).map_err(|e| start(&e))?;
-    Life {
-        pid: std::process::id(),
-        incarnation,
-    }
-    .write(&run_dir, &spec.name)
-    .map_err(|e| start(&e))?;
+    let mut life = Life::own(incarnation);
+    life.write(&run_dir, &spec.name).map_err(|e| start(&e))?;
     let store =
         RunStore::open(&run.store_url(&run_dir), &run.config.run.name).map_err(|e| start(&e))?;
     let events = EventLog::open(run_dir.events()).map_err(|e| start(&e))?;
@@ -219,7 +254,7 @@ pub async fn run_process(
     if let Some(sessions) = &sessions {
         sessions.attach(&router);
     }
-    let (finished, mut over) = watch::channel(false);
+    let (ending, mut ended) = watch::channel(None);
     let context = Arc::new(ProcessContext {
         run,
         run_dir,
@@ -233,7 +268,9 @@ pub async fn run_process(
         lives: AtomicU64::new(0),
         events,
         started: Instant::now(),
-        finished,
+        ending,
+        linked: AtomicBool::new(false),
+        devices: Devices::default(),
         checkpointer: Mutex::new(None),
     });
     let roles: Vec<String> = spec
@@ -262,19 +299,30 @@ pub async fn run_process(
     let (supervisor, mut tree) = Supervisor::spawn(format!("{}/supervisor", spec.name), arguments)
         .await
         .map_err(|e| start(&e))?;
-    let notices = crate::notice::listen(context.clone());
+    link::start(&context).map_err(|e| start(&e))?;
     let outcome = tokio::select! {
-        _ = over.wait_for(|over| *over) => Ok(()),
+        ending = ended.wait_for(Option::is_some) => match ending.ok().and_then(|ending| *ending) {
+            Some(Ending::Orphaned) | None => Err(ProcessError::Start("the node agent is gone".to_owned())),
+            Some(ending) => Ok(ending),
+        },
         _ = &mut tree => Err(ProcessError::Meltdown(spec.name.clone())),
-        () = notices => Err(ProcessError::Start("the node agent is gone".to_owned())),
+        () = link::signals(&context) => Ok(Ending::Stopped),
     };
-    if outcome.is_ok() && spec.roles.contains(&ActorRole::Coordinator) && network.is_some() {
+    let is_finished = matches!(outcome, Ok(Ending::Finished));
+    if is_finished && spec.roles.contains(&ActorRole::Coordinator) && network.is_some() {
         farewell(&context).await;
     }
     supervisor.stop(None);
     if let Some((endpoint, sessions)) = network {
         sessions.stop();
         endpoint.close().await;
+    }
+    if let Ok(ending) = outcome {
+        // An agent that did not start this process cannot ask the system for its exit code.
+        life.ended = Some(ending);
+        if let Err(error) = life.write(&context.run_dir, &spec.name) {
+            tracing::warn!(%error, "the agent may take this end for a death");
+        }
     }
     outcome
 }

@@ -17,6 +17,8 @@ use everstep_train::{
     BatchSource, Election, Objective, Pretraining, PretrainingData, RunConfig, TrainError,
 };
 
+use crate::agent::lock::AgentLock;
+use crate::life;
 use crate::rundir::RunDir;
 use crate::topology::{ActorRole, Topology, TopologyError};
 
@@ -101,6 +103,8 @@ pub struct RunContext {
     run_dir: RunDir,
     data: PretrainingData,
     objective: Pretraining,
+    /// Held by whoever prepared the run to supervise it.
+    _lock: Option<AgentLock>,
 }
 
 impl RunContext {
@@ -153,6 +157,20 @@ impl RunContext {
             return Ok(None);
         }
         Ok(MetricsLog::open(self.run_dir.metrics())?.last_step())
+    }
+
+    /// Names of the run's processes that live on this machine, whoever started them.
+    pub fn living_processes(&self) -> Vec<String> {
+        life::all_living(&self.run_dir, &self.topology)
+    }
+
+    /// Whether the last step is committed.
+    ///
+    /// # Errors
+    /// The object store cannot be read.
+    pub async fn is_finished(&self) -> Result<bool, RunError> {
+        let committed = self.open_store()?.checkpoints().await?;
+        Ok(committed.contains(&self.num_steps()))
     }
 
     /// URL of the object store.

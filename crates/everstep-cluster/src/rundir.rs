@@ -53,6 +53,10 @@ impl RunDir {
     pub fn status(&self) -> PathBuf {
         self.0.join("status")
     }
+    /// The socket that the agent of a node listens on.
+    pub fn control(&self, node: &str) -> PathBuf {
+        self.0.join("control").join(format!("{node}.sock"))
+    }
     /// Event files for TensorBoard.
     pub fn tensorboard(&self) -> PathBuf {
         self.0.join("tensorboard")

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::proc;
 use crate::rundir::RunDir;
 use crate::topology::Topology;
 
@@ -30,7 +31,11 @@ pub enum ProcessState {
     Restarting,
     /// Ended as it should.
     Exited,
-    /// Restarted too often; its agent gave up.
+    /// Its node was drained; it ended as it should.
+    Drained,
+    /// Died too often and stays down; the others do its work.
+    Quarantined,
+    /// Died too often, and nobody can do its work: its agent gave up.
     Failed,
 }
 
@@ -49,6 +54,9 @@ pub struct ProcessStatus {
     pub state: ProcessState,
     /// Restarts since the run was started.
     pub restarts: u32,
+    /// Why it died the last time, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_reason: Option<String>,
 }
 
 /// Everything that is known of a run.
@@ -103,6 +111,7 @@ pub fn write_single_process(run_dir: &RunDir, topology: &Topology) -> std::io::R
         pid: Some(std::process::id()),
         state: ProcessState::Running,
         restarts: 0,
+        last_reason: None,
     };
     write_processes(run_dir, &process.node, &[status])
 }
@@ -139,35 +148,21 @@ pub fn read(run_dir: &RunDir) -> std::io::Result<RunStatus> {
     Ok(RunStatus { leader, processes })
 }
 
-fn is_alive(pid: u32) -> bool {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), None).is_ok()
+/// What the agent of `node` wrote last.
+pub(crate) fn read_processes(run_dir: &RunDir, node: &str) -> Vec<ProcessStatus> {
+    let bytes = fs::read(run_dir.status().join(format!("node-{node}.json"))).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
 }
 
-fn replace<T: Serialize + ?Sized>(path: &Path, value: &T) -> std::io::Result<()> {
+fn is_alive(pid: u32) -> bool {
+    proc::stat(pid).is_some_and(|stat| stat.is_alive())
+}
+
+pub(crate) fn replace<T: Serialize + ?Sized>(path: &Path, value: &T) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     let mut file = fs::File::create(&temporary)?;
     file.write_all(&serde_json::to_vec_pretty(value)?)?;
     fs::rename(&temporary, path)
-}
-
-/// Which life of a process runs under which pid; written by the process itself, read by its agent when it exits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Life {
-    pub(crate) pid: u32,
-    pub(crate) incarnation: u64,
-}
-
-impl Life {
-    /// Replaces the file of process `name`.
-    pub(crate) fn write(&self, run_dir: &RunDir, name: &str) -> std::io::Result<()> {
-        replace(&run_dir.status().join(format!("life-{name}.json")), self)
-    }
-
-    /// The last life that process `name` wrote down.
-    pub(crate) fn read(run_dir: &RunDir, name: &str) -> Option<Self> {
-        let bytes = fs::read(run_dir.status().join(format!("life-{name}.json"))).ok()?;
-        serde_json::from_slice(&bytes).ok()
-    }
 }

@@ -344,6 +344,31 @@ impl Topology {
             .map(|index| index as u32)
     }
 
+    /// Names of the nodes that have processes, in the order of the file.
+    pub fn nodes(&self) -> Vec<String> {
+        let mut nodes: Vec<String> = Vec::new();
+        for process in &self.processes {
+            if !nodes.contains(&process.node) {
+                nodes.push(process.node.clone());
+            }
+        }
+        nodes
+    }
+
+    /// Whether `asked`, whose ports may not be resolved yet, asks for this topology.
+    pub(crate) fn is_same_but_for_ports(&self, asked: &Topology) -> bool {
+        let is_same = |(own, asked): (&Process, &Process)| {
+            let mut asked = asked.clone();
+            if asked.port == 0 {
+                asked.port = own.port;
+            }
+            *own == asked
+        };
+        self.processes.len() == asked.processes.len()
+            && self.processes.iter().zip(&asked.processes).all(is_same)
+            && self.cluster == asked.cluster
+    }
+
     /// Whether there is but one process, which then needs no sockets.
     pub fn is_single_process(&self) -> bool {
         self.processes.len() == 1

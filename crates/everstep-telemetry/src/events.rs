@@ -72,6 +72,25 @@ pub enum Event {
         restarts: u32,
         reason: String,
     },
+    /// An agent found a process that an earlier agent had started, and watches it from now on.
+    ProcessAdopted {
+        process: String,
+        node: String,
+        pid: u32,
+    },
+    /// A process was alive and did nothing for `seconds`: its agent ends it.
+    ProcessHung {
+        process: String,
+        node: String,
+        reason: String,
+        seconds: f64,
+    },
+    /// `source` (`sigterm`, `slurm`, `aws`, `gcp`, `azure`) says that the machine will be taken away.
+    PreemptionNotice {
+        source: String,
+        node: String,
+        seconds_left: u64,
+    },
     /// A slot's lease moved to another worker, since the first was lost or is slow.
     SlotReassigned {
         step: u64,

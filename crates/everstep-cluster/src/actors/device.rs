@@ -9,6 +9,7 @@ use everstep_optim::{Gradient, Parameters};
 use everstep_protocol::{BlockId, Step, Task};
 use everstep_telemetry::TraceContext;
 use everstep_telemetry::names::span;
+use everstep_torch::DeviceKind;
 use ractor::{ActorProcessingErr, ActorRef};
 
 use super::worker::WorkerMessage;
@@ -87,7 +88,11 @@ fn serve(
 ) -> Result<(), String> {
     let run = &context.run;
     let mut model: Model = run.build_model()?;
+    let progress = context
+        .devices
+        .register(DeviceKind::of(model.device()) != DeviceKind::Cpu);
     while let Ok(job) = queue.recv() {
+        let _task = progress.task();
         match job {
             Job::Load { block, parameters } => {
                 let offset = run.layout().blocks()[block as usize].offset;

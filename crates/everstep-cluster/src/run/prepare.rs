@@ -12,6 +12,8 @@ use everstep_train::{Election, NumericDifference, Pretraining, PretrainingData, 
 use everstep_transport::ClusterCa;
 
 use super::{RunContext, RunError, Timing, absolute, short};
+use crate::agent::lock::AgentLock;
+use crate::life;
 use crate::rundir::RunDir;
 use crate::session;
 use crate::topology::Topology;
@@ -66,6 +68,12 @@ impl RunContext {
                 .clone()
                 .unwrap_or_else(|| Path::new("runs").join(&config.run.name)),
         );
+        let nodes = match &request.node {
+            Some(node) => vec![node.clone()],
+            None => topology.nodes(),
+        };
+        let lock = AgentLock::acquire(&run_dir, &nodes)
+            .map_err(|error| RunError::User(error.to_string()))?;
         let store_url = config
             .run
             .store
@@ -96,11 +104,15 @@ impl RunContext {
         }
         let nodes_here = |node: &str| request.node.as_deref().is_none_or(|own| own == node);
         if !topology.is_single_process() {
-            topology.resolve_ports(nodes_here)?;
+            match living_topology(&run_dir, &topology, &config)? {
+                Some(living) => topology = living,
+                None => topology.resolve_ports(nodes_here)?,
+            }
             certificates(&run_dir, &topology, request.node.is_some())?;
         }
         write_layout(&run_dir, &config, &topology)?;
-        let run = Self::assemble(config, topology, run_dir, dataset)?;
+        let mut run = Self::assemble(config, topology, run_dir, dataset)?;
+        run._lock = Some(lock);
         run.put_identity(&store, &request).await?;
         let manifest = run.dataset().manifest();
         say(&format!(
@@ -183,6 +195,7 @@ impl RunContext {
             run_dir,
             data,
             objective,
+            _lock: None,
         })
     }
 
@@ -226,6 +239,38 @@ fn same_run(run_dir: &RunDir, config: &RunConfig, run_file: &Path) -> Result<(),
         run_file.display(),
         run_dir.path().display(),
         differences.iter().map(each).collect::<Vec<_>>().join(", "),
+    )))
+}
+
+/// The topology of processes that an earlier agent left alive, with the ports that they use. They know one topology and one run file until
+/// they end, so both must be the same now.
+fn living_topology(
+    run_dir: &RunDir,
+    topology: &Topology,
+    config: &RunConfig,
+) -> Result<Option<Topology>, RunError> {
+    let Some(known) = fs::read(run_dir.topology())
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Topology>(&bytes).ok())
+    else {
+        return Ok(None);
+    };
+    let living = life::all_living(run_dir, &known);
+    if living.is_empty() {
+        return Ok(None);
+    }
+    let other = if !known.is_same_but_for_ports(topology) {
+        "topology"
+    } else if fs::read_to_string(run_dir.run_file()).ok() != Some(config.to_toml()) {
+        "run file"
+    } else {
+        return Ok(Some(known));
+    };
+    Err(RunError::User(format!(
+        "{}: {} of its processes are alive ({}) and use another {other}; start with the one they use, or end them first",
+        run_dir.path().display(),
+        living.len(),
+        living.join(", ")
     )))
 }
 

@@ -1,0 +1,112 @@
+//! A living process, child or not: how it is signalled and how its end is noticed.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::process::Child;
+use tokio::sync::oneshot;
+
+use crate::life::Body;
+
+/// How a process ended, as far as the agent can see.
+#[derive(Debug)]
+pub(super) enum Exit {
+    /// A child's status.
+    Status(ExitStatus),
+    /// It is gone. The system tells a status to the parent only.
+    Adopted,
+    /// A child that cannot be waited for.
+    Unknown(io::Error),
+}
+
+impl Exit {
+    /// Whether it got SIGKILL, or may have got it.
+    pub(super) fn may_be_killed(&self) -> bool {
+        match self {
+            Exit::Status(status) => status.signal() == Some(Signal::KILL.as_raw()),
+            Exit::Adopted => true,
+            Exit::Unknown(_) => false,
+        }
+    }
+
+    pub(super) fn code(&self) -> Option<i32> {
+        match self {
+            Exit::Status(status) => status.code(),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Status(status) => write!(f, "{status}"),
+            Exit::Adopted => {
+                f.write_str("its status is not known, since an earlier agent started it")
+            }
+            Exit::Unknown(error) => write!(f, "it cannot be waited for: {error}"),
+        }
+    }
+}
+
+/// A file descriptor of the process: unlike its pid it never means another one.
+pub(super) fn open(body: Body) -> io::Result<Arc<OwnedFd>> {
+    let fd = open_child(body)?;
+    // Between the look at the pid and the opening it may have become another's.
+    if body.is_alive() {
+        Ok(fd)
+    } else {
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
+/// The same for a child that was not waited for yet, so that its pid cannot be another's.
+pub(super) fn open_child(body: Body) -> io::Result<Arc<OwnedFd>> {
+    let pid = Pid::from_raw(body.pid as i32).ok_or(io::ErrorKind::NotFound)?;
+    Ok(Arc::new(pidfd_open(pid, PidfdFlags::NONBLOCK)?))
+}
+
+/// Sends SIGKILL; a process that is gone has what it should get.
+pub(super) fn kill(fd: &OwnedFd) {
+    if let Err(error) = pidfd_send_signal(fd, Signal::KILL) {
+        tracing::debug!(%error, "SIGKILL");
+    }
+}
+
+/// Resolves when the child ended.
+pub(super) async fn child_exit(mut child: Child) -> Exit {
+    child.wait().await.map_or_else(Exit::Unknown, Exit::Status)
+}
+
+/// Resolves when an adopted process ended. A thread waits for it: the runtime's own way to wait for descriptors is not safe Rust.
+pub(super) async fn adopted_exit(fd: Arc<OwnedFd>) -> Exit {
+    let (ended, exit) = oneshot::channel();
+    let waiter = std::thread::Builder::new()
+        .name("adopted".to_owned())
+        .spawn(move || {
+            let _ = ended.send(wait(&fd));
+        });
+    let outcome = match waiter {
+        Ok(_) => exit
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error))),
+        Err(error) => Err(error),
+    };
+    outcome.map_or_else(Exit::Unknown, |()| Exit::Adopted)
+}
+
+/// A process's descriptor is readable once it ended.
+fn wait(fd: &OwnedFd) -> io::Result<()> {
+    loop {
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], None) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The agent dies, its processes hang, it is told to leave: nothing of it changes a bit.
+
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{STEPS, Workbench};
+
+/// Seconds between two events, by their times of day.
+fn seconds_between(first: &Value, second: &Value) -> f64 {
+    let seconds = |event: &Value| {
+        let time = event["time"].as_str().unwrap();
+        let (_, clock) = time.trim_end_matches('Z').split_once('T').unwrap();
+        clock
+            .split(':')
+            .fold(0.0, |sum, part| sum * 60.0 + part.parse::<f64>().unwrap())
+    };
+    (seconds(second) - seconds(first)).rem_euclid(86_400.0)
+}
+
+#[test]
+fn processes_outlive_their_agent_and_the_next_one_adopts_them() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("laptop", None);
+    let topology = bench.cluster(2, 2, 2);
+    let running = bench.start("run", Some(&topology));
+    let mut steps = running.steps();
+    assert!(steps.any(|step| step >= 20));
+    drop(steps);
+    let before = running.processes();
+    running.kill_agent();
+
+    // Nobody is there, and steps are committed all the same.
+    let orphaned_at = bench.numbers("run").len();
+    while bench.numbers("run").len() < orphaned_at + 10 {
+        std::thread::yield_now();
+    }
+
+    let running = bench.start("run", Some(&topology));
+    let mut steps = running.steps();
+    assert!(steps.any(|step| step >= orphaned_at as u64 + 20));
+    drop(steps);
+    assert_eq!(running.processes(), before, "{}", bench.logs("run"));
+    // What it adopted it restarts like its own.
+    assert!(running.kill("worker-1"));
+    running.finish(&bench, "run");
+
+    assert_eq!(bench.count("run", "process_adopted"), before.len());
+    assert_eq!(bench.count("run", "process_lost"), 1);
+    assert_eq!(bench.count("run", "process_restarted"), 1);
+    assert_eq!(bench.count("run", "rollback"), 0);
+    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
+    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+
+    // One that comes when all is over says so.
+    let late = bench.train("run", Some(&topology)).output().unwrap();
+    let error = String::from_utf8_lossy(&late.stderr);
+    assert!(late.status.success(), "{error}");
+    let expected = format!("the run has finished: step {STEPS} is committed");
+    assert!(error.contains(&expected), "{error}");
+    assert_eq!(bench.count("run", "process_started"), before.len() + 1);
+}
+
+#[test]
+fn a_second_agent_is_refused() {
+    let bench = Workbench::new();
+    let topology = bench.cluster(1, 1, 1);
+    let running = bench.start("run", Some(&topology));
+    assert!(running.steps().any(|step| step >= 1));
+    let second = bench.train("run", Some(&topology)).output().unwrap();
+    let error = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(2), "{error}");
+    assert!(
+        error.contains("node local has an agent already (pid "),
+        "{error}"
+    );
+    assert_eq!(error.lines().count(), 1, "{error}");
+    running.finish(&bench, "run");
+}
+
+#[test]
+fn an_orphan_that_nobody_adopts_ends() {
+    let bench = Workbench::new();
+    let topology = bench.cluster(1, 1, 1);
+    let mut train = bench.train("run", Some(&topology));
+    train
+        .env("EVERSTEP_ORPHAN_SECONDS", "1")
+        .args(["--set", "run.steps=1000000"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    let running = bench.start_command("run", train);
+    assert!(running.steps().any(|step| step >= 5));
+    let pids = running.processes();
+    running.kill_agent();
+    let proc = |pid: i32| std::path::PathBuf::from(format!("/proc/{pid}/exe"));
+    for (_, pid) in pids {
+        let pid = pid.unwrap();
+        // A zombie that nobody waits for has no executable any more.
+        while std::fs::read_link(proc(pid)).is_ok() {
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_stopped_worker_is_noticed_ended_and_replaced() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("laptop", None);
+    let topology = bench.cluster(2, 2, 2);
+    let running = bench.start("run", Some(&topology));
+    let mut stopped = Vec::new();
+    let mut steps = running.steps();
+    for victim in ["worker-0", "shard-1", "worker-1"] {
+        let next = (stopped.len() as u64 + 1) * 40;
+        assert!(steps.any(|step| step >= next), "{}", bench.logs("run"));
+        stopped.extend(running.signal(victim, Signal::SIGSTOP));
+    }
+    drop(steps);
+    running.finish(&bench, "run");
+    assert_eq!(stopped.len(), 3);
+    let events = bench.lines("run", "events.jsonl");
+    let hung: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["kind"] == "process_hung")
+        .collect();
+    assert_eq!(hung.len(), 3, "{hung:?}");
+    for event in hung {
+        assert!(event["seconds"].as_f64().unwrap() < 1.5, "{event}");
+        let lost = events
+            .iter()
+            .find(|other| {
+                other["kind"] == "process_lost"
+                    && other["process"] == event["process"]
+                    && other["reason"].as_str().unwrap().contains("hung for")
+            })
+            .unwrap();
+        assert!(seconds_between(event, lost) < 1.0, "{event} {lost}");
+    }
+    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
+    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+}
+
+#[test]
+fn a_stop_leaves_nothing_behind_and_the_run_goes_on_another_time() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("laptop", None);
+    let topology = bench.cluster(2, 2, 2);
+    let running = bench.start("run", Some(&topology));
+    assert!(running.steps().any(|step| step >= 60));
+    let pids = running.processes();
+    running.signal_agent(Signal::SIGTERM);
+    assert_eq!(running.end().code(), Some(1));
+    for (name, pid) in pids {
+        let executable = std::fs::read_link(format!("/proc/{}/exe", pid.unwrap()));
+        assert!(executable.is_err(), "{name} is alive");
+    }
+    let socket = bench.path().join("run/control/local.sock");
+    assert!(!socket.exists());
+    bench.train_to_the_end("run", Some(&topology));
+    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
+}
