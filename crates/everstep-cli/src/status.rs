@@ -48,8 +48,8 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
     )?;
     writeln!(
         out,
-        "{:<18} {:<12} {:<28} {:>8} {:<11} {:>8}  {}",
-        "process", "node", "roles", "pid", "state", "restarts", "last died"
+        "{:<18} {:<12} {:<28} {:>8} {:<11} {:>8}  last died",
+        "process", "node", "roles", "pid", "state", "restarts"
     )?;
     for process in status.processes {
         let pid = process
