@@ -6,8 +6,9 @@ use everstep_protocol::{
     BlockId, Coordinator, Decision, Epoch, Lineage, Member, Message, Role, Status, Step,
 };
 
+use crate::outcome::Digest;
+use crate::plan::Plan;
 use crate::process::Machine;
-use crate::scenario::Scenario;
 use crate::toy::Toy;
 use crate::world::World;
 
@@ -37,9 +38,9 @@ pub(crate) struct Checker {
 }
 
 impl Checker {
-    pub(crate) fn new(scenario: &Scenario) -> Self {
+    pub(crate) fn new(plan: &Plan) -> Self {
         Self {
-            num_steps: scenario.num_steps,
+            num_steps: plan.workload.num_steps,
             log: BTreeMap::new(),
             own_logs: BTreeMap::new(),
             elections: BTreeMap::new(),
@@ -78,6 +79,10 @@ impl Checker {
         self.restored.insert(lineage);
         let lowest = self.rollbacks.entry(epoch).or_insert(to);
         *lowest = (*lowest).min(to);
+    }
+
+    pub(crate) fn has_rolled_back(&self, epoch: Epoch) -> bool {
+        self.rollbacks.contains_key(&epoch)
     }
 
     pub(crate) fn progress(&self) -> String {
@@ -178,6 +183,7 @@ impl World<'_> {
     /// Invariants 2, 3 and 4 at a decision.
     pub(crate) fn check_decision(&mut self, actor: usize, step: Step, decision: Decision) {
         self.outcome.num_decisions += 1;
+        self.outcome.recovered(self.now_ms);
         let Some(Machine::Coordinator(leader)) = &self.actors[actor].machine else {
             return;
         };
@@ -246,7 +252,7 @@ impl World<'_> {
                 }
             }
             let is_declared = declared.is_some_and(|blocks| blocks.contains(&block));
-            if count < self.scenario.replication && !is_declared {
+            if count < self.plan.topology.replication && !is_declared {
                 problems.push(format!(
                     "2: step {} was decided with {count} replicas of block {block}, undeclared",
                     step.0
@@ -285,11 +291,11 @@ impl World<'_> {
 
     /// The end: everything is decided, evaluated and committed, and the result is the undisturbed one.
     pub(crate) fn check_end(&mut self) {
-        let last = Step(self.scenario.num_steps);
+        let last = Step(self.plan.workload.num_steps);
         if self.checker.high_water() != last || self.checker.log.len() as u64 != last.0 {
             self.violate(format!("6: finished; {}", self.checker.progress()));
         }
-        let every = self.scenario.evaluate_every;
+        let every = self.plan.workload.evaluate_every;
         for version in (0..=last.0).map(Step) {
             let is_due = every > 0 && (version == last || version.0.is_multiple_of(every));
             if is_due != self.checker.evaluated.contains_key(&version) {
@@ -297,7 +303,10 @@ impl World<'_> {
             }
         }
         let found: Vec<u64> = self.store.checkpoint(last).into_values().collect();
-        if found != self.expected.states[last.0 as usize] {
+        if found == self.expected.states[last.0 as usize] {
+            self.outcome.digest = Digest::Undisturbed;
+        } else {
+            self.outcome.digest = Digest::Differs;
             self.violate("the final digest differs".to_owned());
         }
         debug_assert!(

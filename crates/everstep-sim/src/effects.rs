@@ -1,18 +1,28 @@
 //! The shells: they feed events to machines and carry out effects, as the real actors do.
 
 use everstep_protocol::coordinator::{
-    Effect as CoordinatorEffect, Event as CoordinatorEvent, Note,
+    Effect as CoordinatorEffect, Event as CoordinatorEvent, Note, Phase as LeaderPhase,
 };
 use everstep_protocol::shard::{Effect as ShardEffect, Event as ShardEvent};
 use everstep_protocol::worker::{Effect as WorkerEffect, Event as WorkerEvent};
 use everstep_protocol::{Epoch, Message, Role, Task};
 
+use crate::coverage::Branch;
+use crate::fault::Fault;
 use crate::outcome::Recovery;
+use crate::phase::Phase;
 use crate::process::Machine;
-use crate::scenario::{Fault, RESEND_MS};
 use crate::store::Write;
 use crate::toy::{Toy, evaluate, slot_gradient};
+use crate::weather::Condition;
 use crate::world::{Happening, Local, World};
+
+/// Repeats of unanswered messages, in the simulated cluster.
+pub(crate) const RESEND_MS: u64 = 50;
+/// A lease older than this goes to an idle worker too.
+pub(crate) const LEASE_MS: u64 = 400;
+/// A new leader waits this long for shards.
+pub(crate) const GATHER_MS: u64 = 300;
 
 /// How often a coordinator's shell looks whether somebody leads.
 const CAMPAIGN_MS: u64 = 40;
@@ -38,6 +48,7 @@ impl World<'_> {
             other => other,
         };
         let now_ms = self.now_ms;
+        let before = self.before(actor, &event);
         let effects = match (&mut self.actors[actor].machine, event) {
             (Some(Machine::Coordinator(_)), Local::Start) => {
                 self.campaign(actor);
@@ -71,12 +82,14 @@ impl World<'_> {
             _ => return,
         };
         self.check_shard(actor);
+        self.observe_state(actor, &before);
         let incarnation = self.actors[actor].member.incarnation;
         let torn_at = if self.actors[actor].torn && !effects.is_empty() {
             Some(self.random.below(effects.len() as u64 + 1) as usize)
         } else {
             None
         };
+        self.pending.acting = Some(actor);
         for (index, effect) in effects.into_iter().enumerate() {
             if torn_at == Some(index) {
                 break;
@@ -89,11 +102,20 @@ impl World<'_> {
             if self.outcome.violation.is_some() {
                 return;
             }
+            // A fault that waited for what was just done may end this life before it does the rest.
+            while let Some(index) = self.pending.due.pop() {
+                self.strike(index, Some(actor));
+            }
+            if !self.lives(actor, incarnation) {
+                self.pending.acting = None;
+                return;
+            }
         }
+        self.pending.acting = None;
         if torn_at.is_some() {
-            self.count_fault(Fault::CrashMidway);
+            self.count_fault(Fault::KillMidway);
             let host = self.actors[actor].host;
-            return self.crash(host);
+            return self.crash(host, None);
         }
         self.arm(actor, incarnation);
     }
@@ -142,13 +164,24 @@ impl World<'_> {
             return;
         }
         let patience_ms = SILENCE_MS + 60 * u64::from(member.index);
-        let first = self.store.epochs.is_empty();
+        let first = self.store.latest_epoch() == 0;
         let silent = self.now_ms >= self.actors[actor].heard_ms + patience_ms;
         if self.actors[actor].campaigns || !(silent || first) {
             return;
         }
+        self.stand(actor);
+    }
+
+    /// Tries to create the next epoch's lease.
+    pub(crate) fn stand(&mut self, actor: usize) {
+        let member = self.actors[actor].member;
+        let Some(Machine::Coordinator(machine)) = &self.actors[actor].machine else {
+            return;
+        };
+        let seen = machine.epoch().0;
         self.actors[actor].campaigns = true;
-        let epoch = self.store.epochs.last().copied().unwrap_or(0) + 1;
+        let epoch = self.listed_epoch().max(seen) + 1;
+        self.reached(Phase::Election, actor);
         self.say(|| format!("{member} tries epoch {epoch}"));
         self.begin(Write::Lease {
             actor,
@@ -178,7 +211,10 @@ impl World<'_> {
         self.say(|| format!("{member}: {effect:?}"));
         match effect {
             CoordinatorEffect::LogStep { step, decision } => {
+                self.observe_logging();
                 self.check_decision(actor, step, decision);
+                self.strike_steps();
+                self.reached(Phase::Decided, actor);
             }
             CoordinatorEffect::LogEvaluation {
                 version,
@@ -192,6 +228,7 @@ impl World<'_> {
                     version,
                     objects,
                 });
+                self.reached(Phase::Manifest, actor);
             }
             CoordinatorEffect::Note(note) => self.note(actor, note),
             CoordinatorEffect::Finished => {
@@ -200,6 +237,7 @@ impl World<'_> {
             }
             CoordinatorEffect::Deposed { .. } => {
                 self.count(Recovery::Deposed);
+                self.observe_deposition(actor);
                 self.actors[actor].heard_ms = self.now_ms;
             }
             CoordinatorEffect::Send { .. } | CoordinatorEffect::Broadcast { .. } => {}
@@ -214,15 +252,22 @@ impl World<'_> {
         match note {
             Note::SlotsReassigned { slots, lost, .. } => {
                 self.outcome.slots_recomputed += slots.len() as u64;
+                if lost && self.watch.ticks {
+                    self.met(Branch::DoubtSettled);
+                }
                 self.count(if lost {
                     Recovery::SlotsReleased
                 } else {
                     Recovery::SlotsDoubled
                 });
             }
-            Note::ShardPromoted { .. } => {
+            Note::ShardPromoted { member, blocks } => {
                 self.count(Recovery::ShardPromoted);
+                self.observe_promotion(actor, &blocks);
                 self.shake();
+                if let Some(promoted) = self.actor_of(member) {
+                    self.reached(Phase::Promotion, promoted);
+                }
             }
             Note::BackupSeeded { .. } => {
                 self.count(Recovery::BackupSeeded);
@@ -233,6 +278,7 @@ impl World<'_> {
                 self.count(Recovery::Degraded);
             }
             Note::Resumed { step, .. } => {
+                self.observe_resuming();
                 if step.0 > 0 {
                     self.count(Recovery::Resumed);
                     self.shake();
@@ -240,12 +286,26 @@ impl World<'_> {
             }
             Note::Rollback { lineage, to, .. } => {
                 self.checker.rolled_back(epoch, lineage, to);
+                if to.0 == 0 {
+                    self.met(Branch::RolledBackToStart);
+                }
                 self.count(Recovery::Rollback);
                 self.shake();
             }
             Note::CheckpointAbandoned { .. } => self.count(Recovery::CheckpointAbandoned),
             Note::CheckpointCommitted { .. } => self.count(Recovery::CheckpointCommitted),
-            Note::MemberJoined { .. } | Note::MemberLost { .. } => {}
+            Note::MemberLost { member } => {
+                self.watch.declared.insert(member);
+                self.outcome.detected(self.now_ms, member);
+            }
+            Note::MemberJoined { member } => {
+                let restores = matches!(&self.actors[actor].machine,
+                    Some(Machine::Coordinator(machine)) if machine.phase() == LeaderPhase::Restoring)
+                    && self.checker.has_rolled_back(epoch);
+                if member.role == Role::Shard && restores {
+                    self.met(Branch::JoinedWhileRestoring);
+                }
+            }
         }
     }
 
@@ -279,6 +339,7 @@ impl World<'_> {
                 if version.0 > 0 {
                     self.count(Recovery::CheckpointLoaded);
                 }
+                self.reached(Phase::Restoring, actor);
                 for block in blocks {
                     self.begin(Write::Load {
                         actor,
@@ -297,8 +358,12 @@ impl World<'_> {
                     version,
                     blocks,
                 });
+                self.reached(Phase::Snapshot, actor);
             }
-            ShardEffect::Restart => self.end(actor, false),
+            ShardEffect::Restart => {
+                self.observe_restart();
+                self.end(actor, false);
+            }
             ShardEffect::Finished => self.end(actor, true),
         }
     }
@@ -331,16 +396,15 @@ impl World<'_> {
                     return self.violate(format!("{member} computes on a mixed or busy device"));
                 }
                 self.actors[actor].running = Some((step, task));
-                let slow = self.is_chaos
-                    && member.index == 0
-                    && self.scenario.faults.contains(&Fault::SlowWorker);
-                let factor = if slow {
+                let host = self.actors[actor].host;
+                let factor = self
+                    .weather
+                    .strength(Condition::SlowWorker, host, self.now_ms)
+                    .max(1);
+                if factor > 1 {
                     self.count_fault(Fault::SlowWorker);
-                    40
-                } else {
-                    1
-                };
-                let at_ms = self.after(1, self.scenario.compute_max_ms * factor);
+                }
+                let at_ms = self.after(1, self.plan.timing.compute_max_ms * factor);
                 self.schedule(
                     at_ms,
                     Happening::Local {

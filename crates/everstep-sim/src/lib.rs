@@ -17,30 +17,52 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod check;
+mod coverage;
+mod detect;
 mod effects;
-mod faults;
+mod fault;
 mod network;
 mod outcome;
+mod phase;
+mod plan;
 mod process;
-mod scenario;
 mod store;
+mod strike;
+mod summary;
+mod swarm;
 pub mod toy;
+mod watch;
+mod weather;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-pub use outcome::{COVERAGE_SEEDS_MIN, Count, Outcome, Recovery, Summary};
-pub use scenario::{Fault, Scenario};
+pub use coverage::Branch;
+pub use fault::Fault;
+pub use outcome::{Digest, Outcome, Recovery, Strike};
+pub use phase::Phase;
+pub use plan::{Action, Moment, Plan, PlanError, PlannedFault, Target, Timing, Topology, Workload};
+pub use summary::{COVERAGE_SEEDS_MIN, Count, Summary};
 
-/// Runs one seed; the same seed always runs the same way.
+/// Runs a plan, which must pass [`Plan::check`]; the same plan and seed always run the same way.
+pub fn run_plan(plan: &Plan, seed: u64) -> Outcome {
+    world::World::new(plan.clone(), seed, None).run()
+}
+
+/// Runs a plan and hands every line of its story to `trace`.
+pub fn run_plan_traced(plan: &Plan, seed: u64, trace: &mut dyn FnMut(String)) -> Outcome {
+    world::World::new(plan.clone(), seed, Some(trace)).run()
+}
+
+/// Runs one seed: its swarm plan, with its draws.
 pub fn run_seed(seed: u64) -> Outcome {
-    world::World::new(seed, None).run()
+    world::World::new(Plan::of_seed(seed), seed, None).run()
 }
 
 /// Runs one seed and hands every line of its story to `trace`.
 pub fn run_seed_traced(seed: u64, trace: &mut dyn FnMut(String)) -> Outcome {
-    world::World::new(seed, Some(trace)).run()
+    world::World::new(Plan::of_seed(seed), seed, Some(trace)).run()
 }
 
 /// Runs `num_seeds` seeds from `first` on over `num_threads` threads (at least one).

@@ -1,11 +1,12 @@
-//! The network: delays, order, loss, duplication, cuts.
+//! The network: delays, order, loss, duplication, damage, thin links, cuts.
 
 use std::collections::BTreeMap;
 
 use everstep_protocol::{Member, Message};
 
-use crate::scenario::Fault;
+use crate::fault::Fault;
 use crate::toy::Toy;
+use crate::weather::LinkWeather;
 use crate::world::{Happening, World};
 
 /// Which directions are cut, and when the last message of a link arrives.
@@ -18,7 +19,16 @@ pub(crate) struct Network {
     /// Number of cuts on each directed pair.
     cut: Vec<u32>,
     last_ms: Vec<u64>,
+    /// When the last tensor of a thin link is through.
+    busy_ms: Vec<u64>,
 }
+
+/// Times that a whole block takes longer than a gradient on a thin link.
+const SEED_FACTOR: u64 = 4;
+/// A thin link that has this much ahead of it takes no more: the sender waits, and says it again.
+const BACKLOG_MAX_MS: u64 = 3_000;
+/// One in so many damaged messages tears the connection.
+const TEAR_ONE_IN: u64 = 6;
 
 impl Network {
     pub(crate) fn new(num_hosts: usize) -> Self {
@@ -28,6 +38,7 @@ impl Network {
             next_cut: 0,
             cut: vec![0; num_hosts * num_hosts],
             last_ms: vec![0; num_hosts * num_hosts],
+            busy_ms: vec![0; num_hosts * num_hosts],
         }
     }
 
@@ -71,9 +82,10 @@ impl World<'_> {
         };
         let sender = self.actors[from].member;
         let (source, sink) = (self.actors[from].host, self.actors[target].host);
+        self.observe(from, target, &message);
         if source == sink {
             let at_ms = self.now_ms;
-            self.schedule(
+            return self.schedule(
                 at_ms,
                 Happening::Deliver {
                     from: sender,
@@ -81,13 +93,17 @@ impl World<'_> {
                     message,
                 },
             );
-            return;
         }
-        let mut happens =
-            |permille: u64| self.is_chaos && permille > 0 && self.random.below(1000) < permille;
-        let drops = happens(self.scenario.drop_permille);
-        let doubles = happens(self.scenario.duplicate_permille);
-        let delays = self.scenario.faults.contains(&Fault::Delay) && happens(15);
+        let weather = if self.is_chaos {
+            self.weather.of_link(source, sink, self.now_ms)
+        } else {
+            LinkWeather::default()
+        };
+        let mut happens = |permille: u64| permille > 0 && self.random.below(1000) < permille;
+        let drops = happens(weather.drop_permille);
+        let damages = happens(weather.corrupt_permille);
+        let doubles = happens(weather.duplicate_permille);
+        let delays = happens(weather.delay_permille);
         if self.network.is_cut(source, sink) {
             return;
         }
@@ -96,20 +112,45 @@ impl World<'_> {
             self.say(|| format!("dropped {sender} > {to} {message:?}"));
             return;
         }
-        let mut at_ms = self.after(1, self.scenario.latency_max_ms);
-        if matches!(message, Message::Seed { .. }) {
-            at_ms += self.random.below(self.scenario.seed_max_ms + 1);
+        if damages {
+            // The receiver's checksum refuses it.
+            self.count_fault(Fault::Corrupt);
+            self.say(|| format!("damaged {sender} > {to} {message:?}"));
+            if self.random.below(TEAR_ONE_IN) == 0 {
+                self.tear(source, sink);
+            }
+            return;
+        }
+        let mut at_ms = self.after(1, self.plan.timing.latency_max_ms);
+        let is_seed = matches!(message, Message::Seed { .. });
+        if is_seed {
+            at_ms += self.random.below(self.plan.timing.seed_max_ms + 1);
+        }
+        let link = self.network.link(source, sink);
+        let is_tensor = is_seed
+            || matches!(
+                message,
+                Message::Partial { .. } | Message::Replicate { .. } | Message::Parameters { .. }
+            );
+        if weather.tensor_ms > 0 && is_tensor {
+            let factor = if is_seed { SEED_FACTOR } else { 1 };
+            let begin_ms = self.network.busy_ms[link].max(self.now_ms);
+            if begin_ms > self.now_ms + BACKLOG_MAX_MS {
+                return;
+            }
+            self.count_fault(Fault::SlowLink);
+            let end_ms = begin_ms + weather.tensor_ms * factor;
+            self.network.busy_ms[link] = end_ms;
+            at_ms += end_ms - self.now_ms;
         }
         if delays {
             self.count_fault(Fault::Delay);
             at_ms = self.after(50, 900);
         }
-        let link = self.network.link(source, sink);
-        let reorders = self.is_chaos && self.scenario.faults.contains(&Fault::Reorder);
-        // Whole blocks travel beside the other messages.
-        let is_seed = matches!(message, Message::Seed { .. });
+        // Whole blocks travel beside the other messages, and so do tensors where they take long.
+        let is_beside = is_seed || (weather.tensor_ms > 0 && is_tensor);
         // A late message of an ordered link holds back those behind it.
-        if !(reorders || is_seed) {
+        if !(weather.reorders || is_beside) {
             at_ms = at_ms.max(self.network.last_ms[link]);
             self.network.last_ms[link] = at_ms;
         }
@@ -133,5 +174,27 @@ impl World<'_> {
                 message,
             },
         );
+    }
+
+    /// A connection breaks: what is on its way, both ways, is lost.
+    fn tear(&mut self, one: usize, other: usize) {
+        self.count_fault(Fault::Tear);
+        self.say(|| format!("the connection of processes {one} and {other} breaks"));
+        let host = |member: Member| self.actor_of(member).map(|actor| self.actors[actor].host);
+        let lost: Vec<(u64, u64)> = self
+            .queue
+            .iter()
+            .filter(|(_, happening)| match happening {
+                Happening::Deliver { from, to, .. } => {
+                    let ends = (host(*from), host(*to));
+                    ends == (Some(one), Some(other)) || ends == (Some(other), Some(one))
+                }
+                _ => false,
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        for key in lost {
+            self.queue.remove(&key);
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! Processes and the lives of the actors in them.
 
+use std::collections::BTreeMap;
+
 use everstep_protocol::coordinator::CoordinatorConfig;
 use everstep_protocol::shard::ShardConfig;
 use everstep_protocol::worker::WorkerConfig;
-use everstep_protocol::{Coordinator, Member, Role, Shard, Step, Task, Worker};
+use everstep_protocol::{BlockId, Coordinator, Member, Role, Shard, Step, Task, Worker};
 
-use crate::scenario::{GATHER_MS, LEASE_MS, RESEND_MS};
+use crate::effects::{GATHER_MS, LEASE_MS, RESEND_MS};
 use crate::toy::Toy;
 use crate::world::{Happening, Local, World};
 
@@ -37,6 +39,15 @@ pub(crate) struct Actor {
     pub(crate) campaigns: bool,
     /// It dies while it carries out its next effects.
     pub(crate) torn: bool,
+    /// Worker: where it sent the partial sums of its step.
+    pub(crate) sent: Sent,
+}
+
+/// Partial sums that a worker sent: the step, and the primary by block and first slot.
+#[derive(Debug, Default)]
+pub(crate) struct Sent {
+    pub(crate) step: Step,
+    pub(crate) primaries: BTreeMap<(BlockId, u32), u32>,
 }
 
 /// A process: actors that live and die together.
@@ -45,6 +56,10 @@ pub(crate) struct Host {
     pub(crate) actors: Vec<usize>,
     pub(crate) is_up: bool,
     pub(crate) is_frozen: bool,
+    /// When it starts first.
+    pub(crate) starts_ms: u64,
+    /// When it goes on.
+    pub(crate) frozen_until_ms: u64,
     /// What happened to it while it stood still.
     pub(crate) deferred: Vec<Happening>,
 }
@@ -55,7 +70,7 @@ impl World<'_> {
         if self.actors[actor].over {
             return;
         }
-        let scenario = &self.scenario;
+        let (topology, workload) = (&self.plan.topology, &self.plan.workload);
         let me = Member {
             incarnation: self.actors[actor].member.incarnation + 1,
             ..self.actors[actor].member
@@ -63,14 +78,14 @@ impl World<'_> {
         let machine = match me.role {
             Role::Coordinator => Machine::Coordinator(Box::new(Coordinator::new(
                 CoordinatorConfig {
-                    num_slots: scenario.num_slots,
-                    num_blocks: scenario.num_blocks,
-                    num_steps: scenario.num_steps,
-                    replication: scenario.replication,
-                    checkpoint_every: scenario.checkpoint_every,
-                    evaluate_every: scenario.evaluate_every,
-                    num_evaluation_chunks: scenario.num_chunks,
-                    num_shards: scenario.num_shards,
+                    num_slots: workload.num_slots,
+                    num_blocks: workload.num_blocks,
+                    num_steps: workload.num_steps,
+                    replication: topology.replication,
+                    checkpoint_every: workload.checkpoint_every,
+                    evaluate_every: workload.evaluate_every,
+                    num_evaluation_chunks: workload.num_chunks,
+                    num_shards: topology.num_shards,
                     gather_ms: GATHER_MS,
                     lease_ms: LEASE_MS,
                     resend_ms: RESEND_MS,
@@ -81,8 +96,8 @@ impl World<'_> {
             Role::Shard => Machine::Shard(Box::new(Shard::new(
                 ShardConfig {
                     me,
-                    num_slots: scenario.num_slots,
-                    num_blocks: scenario.num_blocks,
+                    num_slots: workload.num_slots,
+                    num_blocks: workload.num_blocks,
                     resend_ms: RESEND_MS,
                 },
                 Toy,
@@ -90,14 +105,14 @@ impl World<'_> {
             Role::Worker => Machine::Worker(Box::new(Worker::new(
                 WorkerConfig {
                     me,
-                    num_slots: scenario.num_slots,
-                    num_blocks: scenario.num_blocks,
+                    num_slots: workload.num_slots,
+                    num_blocks: workload.num_blocks,
                     resend_ms: RESEND_MS,
                 },
                 Toy,
             ))),
         };
-        let num_blocks = scenario.num_blocks as usize;
+        let num_blocks = workload.num_blocks as usize;
         let state = &mut self.actors[actor];
         state.member = me;
         state.machine = Some(machine);
@@ -107,6 +122,7 @@ impl World<'_> {
         state.heard_ms = self.now_ms;
         state.campaigns = false;
         state.torn = false;
+        state.sent = Sent::default();
         self.say(|| format!("{me} starts"));
         self.local(actor, Local::Start);
     }

@@ -15,7 +15,7 @@ fn a_seed_replays_exactly() {
 #[test]
 fn undisturbed_seeds_finish_without_recomputing() {
     let calm: Vec<u64> = (0..400)
-        .filter(|seed| Scenario::new(*seed).faults.is_empty())
+        .filter(|seed| Plan::of_seed(*seed).faults.is_empty())
         .collect();
     assert!(calm.len() > 10);
     for seed in calm {
@@ -23,7 +23,7 @@ fn undisturbed_seeds_finish_without_recomputing() {
         assert_eq!(outcome.violation, None, "seed {seed}");
         assert_eq!(
             outcome.num_decisions,
-            Scenario::new(seed).num_steps,
+            Plan::of_seed(seed).workload.num_steps,
             "seed {seed}"
         );
     }
@@ -45,7 +45,7 @@ fn a_campaign_without_chaos_does_not_pass() {
     assert!(!summary.passed());
     assert_eq!(
         summary.unseen().len(),
-        Fault::ALL.len() + Recovery::ALL.len()
+        Fault::all().count() + Recovery::ALL.len() + Branch::ALL.len()
     );
     summary.num_seeds = COVERAGE_SEEDS_MIN - 1;
     assert!(summary.passed());

@@ -9,12 +9,18 @@ use everstep_protocol::worker::Event as WorkerEvent;
 use everstep_protocol::{Member, Message, Role};
 
 use crate::check::Checker;
+use crate::coverage::Branch;
+use crate::detect::Reason;
+use crate::fault::Fault;
 use crate::network::Network;
 use crate::outcome::{Outcome, Recovery};
-use crate::process::{Actor, Host};
-use crate::scenario::{Fault, Scenario};
+use crate::plan::{Action, Moment, Plan};
+use crate::process::{Actor, Host, Sent};
 use crate::store::{Store, Write};
+use crate::strike::Pending;
 use crate::toy::{Expected, Toy};
+use crate::watch::Watch;
+use crate::weather::Weather;
 
 /// Something that happens to one life of an actor.
 #[derive(Debug)]
@@ -45,7 +51,21 @@ pub(crate) enum Happening {
     },
     StartHost(usize),
     StartActor(usize),
-    Strike(Fault),
+    /// A planned fault strikes, and concerns this actor.
+    Strike {
+        index: usize,
+        concerned: Option<usize>,
+    },
+    /// A rolling restart gets to this process.
+    Kill(usize),
+    /// Another fault, while the cluster recovers.
+    Aftershock,
+    /// A flapping partition cuts again.
+    Flap {
+        pairs: Vec<(usize, usize)>,
+        period_ms: u64,
+        until_ms: u64,
+    },
     Thaw(usize),
     /// Ends a partition.
     Mend(u64),
@@ -60,31 +80,28 @@ pub(crate) enum Happening {
     Heal,
 }
 
-/// Why a member is given up.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Reason {
-    Dead,
-    Frozen,
-    Cut,
-    Whim,
-}
-
 /// A cluster in one thread.
 pub(crate) struct World<'a> {
-    pub(crate) scenario: Scenario,
+    pub(crate) seed: u64,
+    pub(crate) plan: Plan,
     pub(crate) expected: Expected,
     pub(crate) random: Stream,
     pub(crate) now_ms: u64,
     sequence: u64,
-    queue: BTreeMap<(u64, u64), Happening>,
+    pub(crate) queue: BTreeMap<(u64, u64), Happening>,
     pub(crate) actors: Vec<Actor>,
     pub(crate) hosts: Vec<Host>,
     pub(crate) network: Network,
+    pub(crate) weather: Weather,
+    pub(crate) pending: Pending,
+    pub(crate) watch: Watch,
     pub(crate) store: Store,
     pub(crate) checker: Checker,
     pub(crate) outcome: Outcome,
     pub(crate) is_chaos: bool,
     pub(crate) is_finished: bool,
+    /// The run must have finished by then.
+    bound_ms: u64,
     pub(crate) trace: Option<&'a mut dyn FnMut(String)>,
 }
 
@@ -92,27 +109,27 @@ pub(crate) struct World<'a> {
 const EVENTS_MAX: u64 = 3_000_000;
 
 impl<'a> World<'a> {
-    pub(crate) fn new(seed: u64, trace: Option<&'a mut dyn FnMut(String)>) -> Self {
-        let scenario = Scenario::new(seed);
+    pub(crate) fn new(plan: Plan, seed: u64, trace: Option<&'a mut dyn FnMut(String)>) -> Self {
+        let (topology, workload) = (&plan.topology, &plan.workload);
         let expected = Expected::compute(
             seed,
-            scenario.num_steps,
-            scenario.num_blocks,
-            scenario.num_slots,
-            scenario.num_chunks,
+            workload.num_steps,
+            workload.num_blocks,
+            workload.num_slots,
+            workload.num_chunks,
         );
         let mut actors = Vec::new();
         let mut hosts: Vec<Host> = Vec::new();
         for (role, count) in [
-            (Role::Coordinator, scenario.num_coordinators),
-            (Role::Shard, scenario.num_shards),
-            (Role::Worker, scenario.num_workers),
+            (Role::Coordinator, topology.num_coordinators),
+            (Role::Shard, topology.num_shards),
+            (Role::Worker, topology.num_workers),
         ] {
             for index in 0..count {
-                let shares = scenario.colocated && role == Role::Worker && index == 0;
+                let shares = topology.colocated && role == Role::Worker && index == 0;
                 // Worker 0 lives with shard 0, whose process comes right after the coordinators'.
                 let host = if shares {
-                    scenario.num_coordinators as usize
+                    topology.num_coordinators as usize
                 } else {
                     hosts.push(Host::default());
                     hosts.len() - 1
@@ -133,20 +150,27 @@ impl<'a> World<'a> {
                     heard_ms: 0,
                     campaigns: false,
                     torn: false,
+                    sent: Sent::default(),
                 });
             }
         }
         let mut world = Self {
             network: Network::new(hosts.len()),
             store: Store::default(),
-            checker: Checker::new(&scenario),
+            weather: Weather::default(),
+            pending: Pending::default(),
+            watch: Watch::default(),
+            checker: Checker::new(&plan),
             outcome: Outcome {
                 seed,
+                num_planned: plan.faults.len() as u64,
                 ..Outcome::default()
             },
             random: Stream::new(seed, Purpose::Fault, &[1]),
-            is_chaos: scenario.chaos_ms > 0,
-            scenario,
+            is_chaos: !plan.faults.is_empty(),
+            bound_ms: 0,
+            seed,
+            plan,
             expected,
             now_ms: 0,
             sequence: 0,
@@ -161,33 +185,56 @@ impl<'a> World<'a> {
     }
 
     fn prepare(&mut self) {
-        let scenario = self.scenario.clone();
-        self.say(|| format!("{scenario:?}"));
+        let plan = self.plan.clone();
+        let seed = self.seed;
+        self.say(|| format!("seed {seed} of\n{plan}"));
         for host in 0..self.hosts.len() {
-            let is_coordinator = host < scenario.num_coordinators as usize;
-            let late = self.is_chaos
-                && scenario.faults.contains(&Fault::LateJoin)
-                && !is_coordinator
-                && self.random.below(3) == 0;
-            let at_ms = if late {
-                self.count_fault(Fault::LateJoin);
-                self.random.below(scenario.chaos_ms)
-            } else {
-                self.random.below(20)
-            };
-            self.schedule(at_ms, Happening::StartHost(host));
+            self.hosts[host].starts_ms = self.random.below(20);
         }
-        for (at_ms, fault) in scenario.strikes {
-            self.schedule(at_ms, Happening::Strike(fault));
-        }
-        if self.is_chaos {
-            self.schedule(scenario.chaos_ms, Happening::Heal);
-            for fault in [Fault::Reorder, Fault::SlowStore] {
-                if scenario.faults.contains(&fault) {
-                    self.count_fault(fault);
+        let mut latest_ms = 0;
+        for (index, fault) in plan.faults.iter().enumerate() {
+            latest_ms += fault.action.duration_ms();
+            if let Action::LateJoin { at_ms } = fault.action {
+                self.postpone_start(index, at_ms);
+                continue;
+            }
+            match fault.moment {
+                Moment::At(at_ms) => {
+                    latest_ms += at_ms;
+                    let concerned = None;
+                    self.pending.num_open += 1;
+                    self.schedule(at_ms, Happening::Strike { index, concerned });
                 }
+                Moment::Step(_) | Moment::Phase { .. } => self.pending.add(index, fault.moment),
             }
         }
+        for host in 0..self.hosts.len() {
+            let at_ms = self.hosts[host].starts_ms;
+            self.schedule(at_ms, Happening::StartHost(host));
+        }
+        if let Some(chaos_ms) = plan.chaos_ms {
+            latest_ms = chaos_ms;
+            if self.is_chaos {
+                self.schedule(chaos_ms, Happening::Heal);
+            }
+        }
+        self.bound_ms = latest_ms + self.allowance_ms();
+        self.strike_steps();
+    }
+
+    /// What a healed cluster needs at most for the whole run; only a stuck one gets there.
+    pub(crate) fn allowance_ms(&self) -> u64 {
+        let (timing, workload) = (&self.plan.timing, &self.plan.workload);
+        let per_step_ms = 1000
+            + 2 * timing.compute_max_ms * u64::from(workload.num_slots)
+            + 4 * timing.store_max_ms;
+        30_000 + workload.num_steps * per_step_ms
+    }
+
+    /// From now on the run must get on by itself.
+    pub(crate) fn start_clock(&mut self) {
+        self.bound_ms = self.now_ms + self.allowance_ms();
+        self.outcome.healed_ms = self.now_ms;
     }
 
     pub(crate) fn say(&mut self, line: impl FnOnce() -> String) {
@@ -214,6 +261,10 @@ impl<'a> World<'a> {
         *self.outcome.recoveries.entry(recovery).or_insert(0) += 1;
     }
 
+    pub(crate) fn met(&mut self, branch: Branch) {
+        *self.outcome.branches.entry(branch).or_insert(0) += 1;
+    }
+
     pub(crate) fn violate(&mut self, what: String) {
         self.say(|| format!("VIOLATION {what}"));
         self.outcome
@@ -224,8 +275,8 @@ impl<'a> World<'a> {
     pub(crate) fn actor_of(&self, member: Member) -> Option<usize> {
         let offset = match member.role {
             Role::Coordinator => 0,
-            Role::Shard => self.scenario.num_coordinators,
-            Role::Worker => self.scenario.num_coordinators + self.scenario.num_shards,
+            Role::Shard => self.plan.topology.num_coordinators,
+            Role::Worker => self.plan.topology.num_coordinators + self.plan.topology.num_shards,
         };
         let actor = (offset + member.index) as usize;
         (actor < self.actors.len()).then_some(actor)
@@ -233,11 +284,6 @@ impl<'a> World<'a> {
 
     /// Runs to the end.
     pub(crate) fn run(mut self) -> Outcome {
-        // Ample for the slowest scenario once everything is healed; only a stuck run gets there.
-        let per_step_ms = 1000
-            + 2 * self.scenario.compute_max_ms * u64::from(self.scenario.num_slots)
-            + 4 * self.scenario.store_max_ms;
-        let bound_ms = self.scenario.chaos_ms + 30_000 + self.scenario.num_steps * per_step_ms;
         while self.outcome.violation.is_none() && !self.is_done() {
             let Some(((at_ms, _), happening)) = self.queue.pop_first() else {
                 self.violate("liveness: nothing is left to happen".to_owned());
@@ -245,7 +291,7 @@ impl<'a> World<'a> {
             };
             self.now_ms = at_ms;
             self.outcome.num_events += 1;
-            if at_ms > bound_ms || self.outcome.num_events > EVENTS_MAX {
+            if at_ms > self.bound_ms || self.outcome.num_events > EVENTS_MAX {
                 self.violate(format!(
                     "liveness: the run has not finished; {}",
                     self.checker.progress()
@@ -304,7 +350,14 @@ impl<'a> World<'a> {
                     self.start(actor);
                 }
             }
-            Happening::Strike(fault) => self.strike(fault),
+            Happening::Strike { index, concerned } => self.strike(index, concerned),
+            Happening::Kill(host) => self.roll(host),
+            Happening::Aftershock => self.aftershock(),
+            Happening::Flap {
+                pairs,
+                period_ms,
+                until_ms,
+            } => self.flap(pairs, period_ms, until_ms),
             Happening::Thaw(host) => self.thaw(host),
             Happening::Mend(cut) => self.network.mend(cut),
             Happening::Detect {
@@ -336,6 +389,7 @@ impl<'a> World<'a> {
             return;
         }
         self.say(|| format!("{from} > {to} {message:?}"));
+        self.observe_arrival(actor, &message);
         let fenced = self.fenced(actor, &message);
         let event = match to.role {
             Role::Coordinator => {
@@ -349,6 +403,7 @@ impl<'a> World<'a> {
         };
         self.local(actor, event);
         if let Some(before) = fenced {
+            self.met(Branch::StaleLeaderFenced);
             self.check_fence(actor, before);
         }
     }
