@@ -44,7 +44,7 @@ pub struct Summary {
 }
 
 /// Campaigns of at least this many seeds must have seen everything.
-pub const COVERAGE_SEEDS_MIN: u64 = 2000;
+pub const COVERAGE_SEEDS_MIN: u64 = 5000;
 
 fn add<K: Ord>(counts: &mut BTreeMap<K, Count>, seen: BTreeMap<K, u64>) {
     for (kind, times) in seen {

@@ -151,10 +151,8 @@ impl World<'_> {
                 }
             }
             Message::Decide { .. } => self.watch.has_decided = true,
-            Message::Snapshot { .. } => {
-                if !self.watch.ticks && !self.watch.has_resumed {
-                    self.met(Branch::SnapshotReassigned);
-                }
+            Message::Snapshot { .. } if !self.watch.ticks && !self.watch.has_resumed => {
+                self.met(Branch::SnapshotReassigned);
             }
             Message::Seed { .. } => self.reached(Phase::Seeding, target),
             Message::SeedRequest { block, .. } => {

@@ -10,7 +10,7 @@ use crate::workspace::Workspace;
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// How many seeds to try
-    #[arg(long, default_value_t = 2_000, value_name = "N")]
+    #[arg(long, default_value_t = 5_000, value_name = "N")]
     seeds: u64,
     /// The first of them
     #[arg(long, default_value_t = 0, value_name = "S")]
