@@ -184,6 +184,13 @@ impl World<'_> {
     pub(crate) fn check_decision(&mut self, actor: usize, step: Step, decision: Decision) {
         self.outcome.num_decisions += 1;
         self.outcome.recovered(self.now_ms);
+        #[cfg(test)]
+        if let Some((fault, recovery)) = self.forbidden
+            && self.outcome.faults.contains_key(&fault)
+            && self.outcome.recoveries.contains_key(&recovery)
+        {
+            return self.violate(format!("test: {fault} and {recovery}"));
+        }
         let Some(Machine::Coordinator(leader)) = &self.actors[actor].machine else {
             return;
         };

@@ -21,6 +21,7 @@ mod coverage;
 mod detect;
 mod effects;
 mod fault;
+mod minimise;
 mod network;
 mod outcome;
 mod phase;
@@ -40,6 +41,7 @@ use std::time::Instant;
 
 pub use coverage::Branch;
 pub use fault::Fault;
+pub use minimise::{Minimal, minimise};
 pub use outcome::{Digest, Outcome, Recovery, Strike};
 pub use phase::Phase;
 pub use plan::{Action, Moment, Plan, PlanError, PlannedFault, Target, Timing, Topology, Workload};

@@ -1,10 +1,12 @@
-//! `everstep-sim --seeds N [--first F] [--threads T]` runs a campaign; `--seed S [--trace]` replays one seed.
+//! `everstep-sim --seeds N [--first F] [--threads T]` runs a campaign; `--seed S [--trace]` replays one seed, `--minimise` shrinks it if
+//! it fails, and `--plan FILE` takes the plan from a file instead of from the seed.
 
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
-const USAGE: &str =
-    "usage: everstep-sim [--seeds N] [--first F] [--threads T] | --seed S [--trace]";
+use everstep_sim::{Plan, PlanError};
+
+const USAGE: &str = "usage: everstep-sim [--seeds N] [--first F] [--threads T] | [--plan FILE] --seed S [--trace | --minimise]";
 
 #[derive(Debug)]
 struct Arguments {
@@ -13,6 +15,14 @@ struct Arguments {
     num_threads: usize,
     seed: Option<u64>,
     trace: bool,
+    minimise: bool,
+    plan: Option<Plan>,
+}
+
+fn read_plan(path: &str) -> Result<Plan, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+    text.parse()
+        .map_err(|error: PlanError| format!("{path}: {error}"))
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
@@ -22,10 +32,23 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, Strin
         num_threads: std::thread::available_parallelism().map_or(1, usize::from),
         seed: None,
         trace: false,
+        minimise: false,
+        plan: None,
     };
     while let Some(name) = arguments.next() {
         if name == "--trace" {
             parsed.trace = true;
+            continue;
+        }
+        if name == "--minimise" {
+            parsed.minimise = true;
+            continue;
+        }
+        if name == "--plan" {
+            let path = arguments
+                .next()
+                .ok_or_else(|| format!("`--plan` needs a file; {USAGE}"))?;
+            parsed.plan = Some(read_plan(&path)?);
             continue;
         }
         if !["--seeds", "--first", "--threads", "--seed"].contains(&name.as_str()) {
@@ -46,15 +69,28 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, Strin
 }
 
 fn run(arguments: &Arguments, out: &mut dyn Write) -> io::Result<bool> {
-    let Some(seed) = arguments.seed else {
+    let seed = arguments.seed.or(arguments.plan.as_ref().map(|_| 0));
+    let Some(seed) = seed else {
         let summary =
             everstep_sim::run_many(arguments.first, arguments.num_seeds, arguments.num_threads);
         writeln!(out, "{summary}")?;
         return Ok(summary.passed());
     };
+    let plan = arguments
+        .plan
+        .clone()
+        .unwrap_or_else(|| Plan::of_seed(seed));
+    if arguments.minimise {
+        let minimal = everstep_sim::minimise(&plan, seed);
+        match &minimal {
+            Some(minimal) => write!(out, "{minimal}")?,
+            None => writeln!(out, "seed {seed} holds every invariant")?,
+        }
+        return Ok(minimal.is_none());
+    }
     let outcome = if arguments.trace {
         let mut result = Ok(());
-        let outcome = everstep_sim::run_seed_traced(seed, &mut |line| {
+        let outcome = everstep_sim::run_plan_traced(&plan, seed, &mut |line| {
             if result.is_ok() {
                 result = writeln!(out, "{line}");
             }
@@ -62,7 +98,7 @@ fn run(arguments: &Arguments, out: &mut dyn Write) -> io::Result<bool> {
         result?;
         outcome
     } else {
-        everstep_sim::run_seed(seed)
+        everstep_sim::run_plan(&plan, seed)
     };
     writeln!(out, "{outcome:#?}")?;
     Ok(outcome.violation.is_none())

@@ -7,6 +7,7 @@ use everstep_protocol::Member;
 
 use crate::coverage::Branch;
 use crate::fault::Fault;
+use crate::plan::Action;
 
 /// Ways in which the protocol recovered. Every one must occur in a campaign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,6 +81,8 @@ pub struct Strike {
     pub at_ms: u64,
     /// What.
     pub fault: Fault,
+    /// How.
+    pub action: Action,
     /// Whom it met, as of then.
     pub members: Vec<Member>,
     /// How long it took until a leader gave one of them up, if one did.

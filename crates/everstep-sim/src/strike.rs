@@ -292,6 +292,7 @@ impl World<'_> {
             self.outcome.strikes.push(Strike {
                 at_ms: self.now_ms,
                 fault: kind,
+                action: action.clone(),
                 members: struck,
                 detected_ms: None,
                 recovered_ms: None,

@@ -166,7 +166,7 @@ impl fmt::Display for Summary {
         for (seed, violation) in self.violations.iter().take(20) {
             writeln!(
                 f,
-                "violation in seed {seed}: {violation}\n  replay: cargo xtask sim --seed {seed} --trace"
+                "violation in seed {seed}: {violation}\n  replay: cargo xtask sim --seed {seed} --trace\n  shrink: cargo xtask sim --seed {seed} --minimise"
             )?;
         }
         write!(

@@ -1,3 +1,5 @@
+use everstep_protocol::Role;
+
 use super::*;
 
 #[test]
@@ -49,4 +51,95 @@ fn a_campaign_without_chaos_does_not_pass() {
     );
     summary.num_seeds = COVERAGE_SEEDS_MIN - 1;
     assert!(summary.passed());
+}
+
+/// Runs with the test's own invariant.
+fn run_forbidden(plan: &Plan, seed: u64, forbidden: (Fault, Recovery)) -> Outcome {
+    let mut world = world::World::new(plan.clone(), seed, None);
+    world.forbidden = Some(forbidden);
+    world.run()
+}
+
+#[test]
+fn a_failing_seed_shrinks_to_what_it_takes() {
+    let forbidden = (Fault::KillLeader, Recovery::ShardPromoted);
+    let run = |plan: &Plan, seed| run_forbidden(plan, seed, forbidden);
+    // A plan with many faults, of which two matter.
+    let seed = (0..)
+        .find(|seed| {
+            let plan = Plan::of_seed(*seed);
+            plan.faults.len() > 8 && run(&plan, *seed).violation.is_some()
+        })
+        .unwrap();
+    let minimal = minimise::minimise_with(&Plan::of_seed(seed), seed, &run).unwrap();
+    assert!(minimal.violation.contains("test: KillLeader"), "{minimal}");
+    assert!(minimal.plan.faults.len() <= 3, "{minimal}");
+    assert!(minimal.plan.workload.num_steps <= 4, "{minimal}");
+    // What is printed is what fails.
+    let read: Plan = minimal.to_string().parse().unwrap();
+    assert_eq!(read, minimal.plan);
+    assert_eq!(run(&read, minimal.seed).violation, Some(minimal.violation));
+    assert_eq!(minimise::minimise_with(&Plan::default(), 0, &run), None);
+}
+
+#[test]
+fn plans_of_seeds_survive_their_text() {
+    for seed in 0..300 {
+        let plan = Plan::of_seed(seed);
+        assert_eq!(plan.to_string().parse(), Ok(plan), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_wrong_plan_is_refused_with_its_line() {
+    let error = |text: &str| text.parse::<Plan>().unwrap_err().to_string();
+    assert_eq!(
+        error("# nothing\nfault melt target=any at=ms:1"),
+        "line 2: unknown fault `melt`"
+    );
+    assert_eq!(
+        error("fault freeze target=any at=ms:1"),
+        "line 1: `for_ms` is missing"
+    );
+    assert!(error("fault kill target=worker-9 at=step:1").contains("does not exist"));
+    assert!(error("fault kill target=moon at=step:1").contains("unknown target `moon`"));
+    assert!(error("fault kill target=any at=phase:lunch:0:0").contains("unknown phase `lunch`"));
+}
+
+#[test]
+fn planned_faults_meet_their_phase_and_target() {
+    for phase in Phase::ALL {
+        let kill = Action::Kill { down_ms: Some(200) };
+        let mut plan = Plan::default();
+        // Something must be lost before there is a promotion, a seeding, or an election in mid-run.
+        let recovers = matches!(
+            phase,
+            Phase::Promotion
+                | Phase::Seeding
+                | Phase::Election
+                | Phase::Gathering
+                | Phase::Restoring
+        );
+        if recovers {
+            plan.push(kill.clone(), Target::Primary(None), Moment::Step(2));
+            plan.push(kill.clone(), Target::Leader, Moment::Step(4));
+            plan.push(kill.clone(), Target::AllOf(Role::Shard), Moment::Step(6));
+        }
+        let moment = Moment::Phase {
+            phase,
+            from_step: 1,
+            skip: 0,
+        };
+        plan.push(kill, Target::Concerned, moment);
+        for seed in 0..20 {
+            let outcome = run_plan(&plan, seed);
+            assert_eq!(outcome.violation, None, "{phase}, seed {seed}");
+            assert_eq!(outcome.digest, Digest::Undisturbed);
+            assert_eq!(
+                outcome.num_struck, outcome.num_planned,
+                "{phase}, seed {seed}: {outcome:#?}"
+            );
+            assert_eq!(outcome.faults.get(&Fault::InPhase(phase)), Some(&1));
+        }
+    }
 }

@@ -100,6 +100,9 @@ pub(crate) struct World<'a> {
     pub(crate) outcome: Outcome,
     pub(crate) is_chaos: bool,
     pub(crate) is_finished: bool,
+    /// For the minimiser's test: after a recovery of this kind and a fault of that kind, the next decision counts as a violation.
+    #[cfg(test)]
+    pub(crate) forbidden: Option<(Fault, Recovery)>,
     /// The run must have finished by then.
     bound_ms: u64,
     pub(crate) trace: Option<&'a mut dyn FnMut(String)>,
@@ -168,6 +171,8 @@ impl<'a> World<'a> {
             },
             random: Stream::new(seed, Purpose::Fault, &[1]),
             is_chaos: !plan.faults.is_empty(),
+            #[cfg(test)]
+            forbidden: None,
             bound_ms: 0,
             seed,
             plan,

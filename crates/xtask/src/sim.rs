@@ -21,6 +21,12 @@ pub(crate) struct Options {
     /// Part of the command that a violation prints; one seed is always traced
     #[arg(long, requires = "seed", hide = true)]
     trace: bool,
+    /// Shrink it, if it fails, to the smallest plan that still does
+    #[arg(long, requires = "seed", conflicts_with = "trace")]
+    minimise: bool,
+    /// Take the plan from this file, and only the draws from the seed
+    #[arg(long, requires = "seed", value_name = "FILE")]
+    plan: Option<std::path::PathBuf>,
 }
 
 impl Options {
@@ -31,6 +37,8 @@ impl Options {
             first: 0,
             seed: None,
             trace: false,
+            minimise: false,
+            plan: None,
         }
     }
 }
@@ -46,7 +54,17 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let mut command = process::cargo(workspace);
     command.args(["run", "--locked", "--package", "everstep-sim", "--"]);
     match options.seed {
-        Some(seed) => command.args(["--seed", &seed.to_string(), "--trace"]),
+        Some(seed) => {
+            if let Some(plan) = &options.plan {
+                command.arg("--plan").arg(std::path::absolute(plan)?);
+            }
+            let mode = if options.minimise {
+                "--minimise"
+            } else {
+                "--trace"
+            };
+            command.args(["--seed", &seed.to_string(), mode])
+        }
         None => command.args([
             "--seeds",
             &options.seeds.to_string(),

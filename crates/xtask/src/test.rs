@@ -13,7 +13,7 @@ use crate::{architecture, process, setup, sim, tidy};
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Seeds that the simulator tries
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 5_000)]
     sim_seeds: u64,
 }
 
