@@ -19,6 +19,8 @@ pub(crate) enum Command {
     Train(TrainArgs),
     /// Supervise the processes of one node of a topology.
     Node(NodeArgs),
+    /// Move everything off a node and end its processes, while the run goes on.
+    Drain(DrainArgs),
     /// Show leader, step and processes of a run.
     Status(RunArgs),
     /// Show the digests of parameters and optimizer state at a committed step.
@@ -68,6 +70,28 @@ pub(crate) struct NodeArgs {
     /// The node of the topology that this machine is.
     #[arg(long, value_name = "NAME")]
     pub(crate) node: String,
+    /// Looks for notices that this machine will be taken away: aws, gcp or azure.
+    #[arg(long, value_name = "PROVIDER")]
+    pub(crate) preemption: Vec<String>,
+    /// Where to look instead of the provider's own address.
+    #[arg(long, value_name = "URL", requires = "preemption")]
+    pub(crate) preemption_endpoint: Option<String>,
+    /// Seconds between SIGTERM and the end of this machine: Kubernetes and Slurm leave 30 if not told otherwise.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) grace: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// The node.
+    #[arg(value_name = "NODE")]
+    pub(crate) node: String,
+    /// Where the run lives.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+    /// Seconds until the machine is taken away, if it is.
+    #[arg(long, value_name = "N")]
+    pub(crate) seconds_left: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 mod args;
 mod certs;
 mod digest;
+mod drain;
 mod export;
 mod generate;
 mod node;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Process(args) => train::process(args),
         Command::Node(args) => node::run(args),
+        Command::Drain(args) => drain::run(args),
         Command::Status(args) => status::run(args),
         Command::Digest(args) => digest::run(args),
         Command::Export(args) => export::run(args),

@@ -1,15 +1,15 @@
 //! `everstep node`: the agent of one machine of a cluster.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use everstep_cluster::{AgentOutcome, AgentSignal, PreemptionNotice};
+use everstep_cluster::{
+    AgentOutcome, AgentSignal, PreemptionNotice, PreemptionSource, watch_preemption,
+};
 use tokio::sync::mpsc;
 
 use crate::args::NodeArgs;
 use crate::{train, user};
-
-/// What Kubernetes, Slurm and systemd leave between SIGTERM and SIGKILL, or less.
-const GRACE_SECONDS: u64 = 30;
 
 pub(crate) fn run(args: NodeArgs) -> anyhow::Result<()> {
     if args.run.topology.is_none() {
@@ -17,11 +17,24 @@ pub(crate) fn run(args: NodeArgs) -> anyhow::Result<()> {
             "--topology is needed: the node must be one of its nodes",
         ));
     }
+    let known = |name: &String| {
+        PreemptionSource::named(name).ok_or_else(|| {
+            user(format!(
+                "--preemption: \"{name}\" is not known; allowed: aws, gcp, azure"
+            ))
+        })
+    };
+    let sources = args
+        .preemption
+        .iter()
+        .map(known)
+        .collect::<Result<Vec<_>, _>>()?;
     let run = Arc::new(train::prepare(&args.run, Some(&args.node), false)?);
     if train::is_over(&run)? {
         return Ok(());
     }
-    match train::supervise(&run, Some(&args.node), signals)? {
+    let listen = |agent| listen(agent, sources, args.preemption_endpoint, args.grace);
+    match train::supervise(&run, Some(&args.node), listen)? {
         AgentOutcome::Finished => Ok(()),
         AgentOutcome::Drained => {
             eprintln!("node {} is drained; the run goes on without it", args.node);
@@ -31,28 +44,57 @@ pub(crate) fn run(args: NodeArgs) -> anyhow::Result<()> {
     }
 }
 
-/// SIGTERM is the notice that the machine will be taken away; SIGINT and a second SIGTERM stop at once.
-async fn signals(agent: mpsc::Sender<AgentSignal>) {
+async fn listen(
+    agent: mpsc::Sender<AgentSignal>,
+    sources: Vec<PreemptionSource>,
+    endpoint: Option<String>,
+    grace_seconds: u64,
+) {
+    for source in sources {
+        tokio::spawn(watch_preemption(source, endpoint.clone(), agent.clone()));
+    }
+    signals(agent, grace_seconds).await;
+}
+
+/// SIGTERM is the notice that the machine will be taken away, and so is the SIGUSR1 of Slurm's `--signal`; SIGINT and a second SIGTERM stop at
+/// once.
+async fn signals(agent: mpsc::Sender<AgentSignal>, grace_seconds: u64) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut user)) = (
         signal(SignalKind::interrupt()),
         signal(SignalKind::terminate()),
+        signal(SignalKind::user_defined1()),
     ) else {
         return std::future::pending().await;
     };
-    let mut is_noticed = false;
+    let notice = |source: &str, seconds_left: u64| {
+        AgentSignal::Preempted(PreemptionNotice {
+            source: source.to_owned(),
+            seconds_left: Some(seconds_left),
+        })
+    };
+    let is_slurm = std::env::var_os("SLURM_JOB_ID").is_some();
+    let mut is_terminated = false;
     loop {
-        let notice = AgentSignal::Preempted(PreemptionNotice {
-            source: "sigterm".to_owned(),
-            seconds_left: GRACE_SECONDS,
-        });
         let signal = tokio::select! {
             _ = interrupt.recv() => AgentSignal::Stop,
-            _ = terminate.recv() => if is_noticed { AgentSignal::Stop } else { notice },
+            _ = user.recv() => notice("slurm", slurm_seconds_left().unwrap_or(grace_seconds)),
+            _ = terminate.recv() => if is_terminated {
+                AgentSignal::Stop
+            } else {
+                is_terminated = true;
+                notice(if is_slurm { "slurm" } else { "sigterm" }, grace_seconds)
+            },
         };
-        is_noticed = true;
         if agent.send(signal).await.is_err() {
             return;
         }
     }
+}
+
+/// Slurm says when the job ends, in seconds since 1970.
+fn slurm_seconds_left() -> Option<u64> {
+    let end: u64 = std::env::var("SLURM_JOB_END_TIME").ok()?.parse().ok()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    Some(end.saturating_sub(now.as_secs()))
 }

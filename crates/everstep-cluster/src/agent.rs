@@ -6,6 +6,7 @@
 //! - `hang`: what is taken for hung
 //! - `body`: a living process, child or adopted
 //! - `server`: the control sockets
+//! - `preemption`: notices that the machine will be taken away
 //! - `requests`: what users, tools and the machine's provider ask
 //! - `report`: events and status
 //! - `lock`: one agent per node
@@ -27,12 +28,14 @@ mod body;
 mod hang;
 pub(crate) mod lock;
 mod policy;
+mod preemption;
 mod report;
 mod requests;
 mod server;
 
 pub use hang::HangPolicy;
 pub use policy::RestartPolicy;
+pub use preemption::{PreemptionSource, watch_preemption};
 pub use requests::{AgentSignal, PreemptionNotice};
 
 use crate::control::Notice;

@@ -33,7 +33,7 @@ mod wire;
 
 pub use agent::{
     Agent, AgentError, AgentOptions, AgentOutcome, AgentSignal, EXIT_USER_ERROR, HangPolicy,
-    PreemptionNotice, RestartPolicy,
+    PreemptionNotice, PreemptionSource, RestartPolicy, watch_preemption,
 };
 pub use process::{Ending, ProcessError, run_process};
 pub use run::{RunContext, RunError, RunRequest, goodput};

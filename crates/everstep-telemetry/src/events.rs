@@ -89,7 +89,8 @@ pub enum Event {
     PreemptionNotice {
         source: String,
         node: String,
-        seconds_left: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seconds_left: Option<u64>,
     },
     /// A slot's lease moved to another worker, since the first was lost or is slow.
     SlotReassigned {

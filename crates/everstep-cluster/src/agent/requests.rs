@@ -19,8 +19,8 @@ const MARGIN: Duration = Duration::from_secs(2);
 pub struct PreemptionNotice {
     /// Who says so: `sigterm`, `slurm`, `aws`, `gcp` or `azure`.
     pub source: String,
-    /// In how many seconds.
-    pub seconds_left: u64,
+    /// In how many seconds, if that is known.
+    pub seconds_left: Option<u64>,
 }
 
 /// What an agent is told from outside.
@@ -227,17 +227,19 @@ impl Agent {
 
     /// The machine is going away: its nodes are drained, and what is left is stopped in time.
     pub(super) fn preempted(&mut self, notice: &PreemptionNotice) {
-        let left = Duration::from_secs(notice.seconds_left).saturating_sub(MARGIN);
-        let deadline = tokio::time::Instant::now() + left;
-        // A second notice may only shorten the time.
-        self.deadline = Some(self.deadline.map_or(deadline, |known| known.min(deadline)));
+        if let Some(seconds) = notice.seconds_left {
+            let left = Duration::from_secs(seconds).saturating_sub(MARGIN);
+            let deadline = tokio::time::Instant::now() + left;
+            // A second notice may only shorten the time.
+            self.deadline = Some(self.deadline.map_or(deadline, |known| known.min(deadline)));
+        }
         for node in self.options.nodes.clone() {
             self.log(&Event::PreemptionNotice {
                 source: notice.source.clone(),
                 node: node.clone(),
                 seconds_left: notice.seconds_left,
             });
-            self.drain(&node, Some(notice.seconds_left), None);
+            self.drain(&node, notice.seconds_left, None);
         }
     }
 }

@@ -12,6 +12,7 @@ const PREEMPTED: &str = "/computeMetadata/v1/instance/preempted";
 const MAINTENANCE: &str = "/computeMetadata/v1/instance/maintenance-event";
 /// How long the server may wait for a change.
 const WAIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_secs(1);
 const PREEMPTION_SECONDS: u64 = 30;
 const MAINTENANCE_SECONDS: u64 = 3_600;
 
@@ -42,11 +43,15 @@ async fn value(
         was_alarm = is_alarm;
         let etag = answer.etag.as_deref().unwrap_or("0");
         let wait = WAIT.as_secs();
-        let next =
-            format!("{path}?wait_for_change=true&timeout_sec={wait}&last_etag={etag}");
-        answer = service
+        let next = format!("{path}?wait_for_change=true&timeout_sec={wait}&last_etag={etag}");
+        let asked = service
             .ask(Method::GET, &next, &flavor, WAIT)
             .await?
             .ok(path)?;
+        // A server that does not wait must not be asked without end.
+        if asked.etag == answer.etag {
+            tokio::time::sleep(POLL).await;
+        }
+        answer = asked;
     }
 }
