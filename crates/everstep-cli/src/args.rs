@@ -31,6 +31,9 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Make the cluster's certificates.
     Certs(CertsArgs),
+    /// Break runs on purpose.
+    #[command(subcommand)]
+    Chaos(ChaosCommand),
     /// One process of a topology; started by `train` and `node`.
     #[command(hide = true)]
     Process(ProcessArgs),
@@ -175,4 +178,32 @@ pub(crate) struct CertsArgs {
     /// Folder for the authority and the certificates; an existing authority is used again.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ChaosCommand {
+    /// Run a scenario: train undisturbed, train disturbed, compare and measure.
+    Run(ChaosRunArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChaosRunArgs {
+    /// The scenario file.
+    #[arg(value_name = "SCENARIO.toml")]
+    pub(crate) file: PathBuf,
+    /// Draws targets and the faults of storms; the same seed draws the same.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Where both runs and the report go, must not exist yet; the default is `runs/chaos-<name>-<seed>`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Sets a field of the run file, for example `--set run.steps=500`.
+    #[arg(long = "set", value_name = "FIELD=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Compares with this finished run instead of training undisturbed first.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) undisturbed: Option<PathBuf>,
+    /// Prints the report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod certs;
+mod chaos;
 mod digest;
 mod drain;
 mod export;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Certs(args) => certs::run(args),
+        Command::Chaos(command) => chaos::run(command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

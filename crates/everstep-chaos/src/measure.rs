@@ -1,0 +1,300 @@
+//! What a disturbed run cost: a pure function of what was observed.
+
+use std::collections::BTreeMap;
+
+use everstep_telemetry::{Event, EventRecord};
+use serde::Serialize;
+
+use crate::driver::Observed;
+use crate::record::{Commit, FaultRecord};
+
+/// The gap between commits that follows a fault is looked for in this time after it, in seconds, if no other fault comes first.
+const GAP_WINDOW_SECONDS: f64 = 10.0;
+
+/// An event that comes later than this after the end of a fault tells of something else, in seconds.
+const LATE_SECONDS: f64 = 1.0;
+
+/// Median and maximum.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// Median.
+    pub median: f64,
+    /// Maximum.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of some numbers; none of none.
+    #[must_use]
+    pub fn of(mut numbers: Vec<f64>) -> Option<Self> {
+        numbers.retain(|number| number.is_finite());
+        numbers.sort_by(f64::total_cmp);
+        let max = *numbers.last()?;
+        let half = numbers.len() / 2;
+        let median = if numbers.len().is_multiple_of(2) {
+            f64::midpoint(numbers[half - 1], numbers[half])
+        } else {
+            numbers[half]
+        };
+        Some(Self { median, max })
+    }
+}
+
+/// A fault and what came of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct FaultReport {
+    /// The fault.
+    #[serde(flatten)]
+    pub record: FaultRecord,
+    /// Until the first event that names a victim.
+    pub detection_seconds: Option<f64>,
+    /// The kind of that event.
+    pub detected_by: Option<String>,
+    /// Until the first commit after the detection, or after the fault if nothing tells of it.
+    pub recovery_seconds: Option<f64>,
+    /// The longest time between two commits that this fault was in or right before.
+    pub gap_seconds: Option<f64>,
+    /// Whether the run went on: a step was committed, and whoever was killed was replaced.
+    pub recovered: bool,
+}
+
+/// Faults of one kind and target.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KindReport {
+    /// How many really happened.
+    pub injected: usize,
+    /// From how many the run recovered.
+    pub recovered: usize,
+    /// How many could not happen.
+    pub missed: usize,
+    /// Detection.
+    pub detection_seconds: Option<Spread>,
+    /// Recovery.
+    pub recovery_seconds: Option<Spread>,
+    /// Gap between commits.
+    pub gap_seconds: Option<Spread>,
+}
+
+/// Measures every fault.
+#[must_use]
+pub fn faults(observed: &Observed) -> Vec<FaultReport> {
+    let finished = observed.failure.is_none();
+    let measured = observed.faults.iter().map(|record| {
+        let detected = detection(record, &observed.events);
+        let noticed_at = detected.as_ref().map_or(record.at, |(at, _)| *at);
+        let commit = observed
+            .commits
+            .iter()
+            .find(|commit| commit.at > noticed_at);
+        let next_fault = observed
+            .faults
+            .iter()
+            .map(|other| other.at)
+            .find(|at| *at > record.at);
+        let recovery = commit.map(|commit| commit.at - record.at);
+        let is_killed = record.kind == "kill";
+        let went_on = recovery.is_some() || finished;
+        FaultReport {
+            detection_seconds: detected.as_ref().map(|(at, _)| at - record.at),
+            detected_by: detected.map(|(_, kind)| kind),
+            recovery_seconds: recovery.filter(|_| record.happened),
+            gap_seconds: gap(record.at, next_fault, &observed.commits).filter(|_| record.happened),
+            recovered: record.happened
+                && went_on
+                && (!is_killed || record.is_replaced() || finished),
+            record: record.clone(),
+        }
+    });
+    measured.collect()
+}
+
+/// The first event after the fault that tells of a victim's trouble, and its kind.
+fn detection(record: &FaultRecord, events: &[(f64, EventRecord)]) -> Option<(f64, String)> {
+    events
+        .iter()
+        .filter(|(at, _)| {
+            *at >= record.at && *at <= record.until.unwrap_or(f64::INFINITY) + LATE_SECONDS
+        })
+        .find(|(_, event)| tells_of(record, event))
+        .map(|(at, event)| (*at, kind(event)))
+}
+
+fn tells_of(record: &FaultRecord, event: &EventRecord) -> bool {
+    if matches!(
+        event.event,
+        Event::ProcessStarted { .. }
+            | Event::ProcessRestarted { .. }
+            | Event::ProcessStopped { .. }
+            | Event::BackupSeeded { .. }
+            | Event::ShardPromoted { .. }
+    ) {
+        return false;
+    }
+    let is_victim = |text: &str| record.victims.iter().any(|victim| victim.process == text);
+    if let Event::LeaderElected { process, .. } = &event.event {
+        // A new leader is how the loss of the old one shows, if the same one did not come back under a new epoch.
+        return record.label.contains("leader") && !is_victim(process);
+    }
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(event) else {
+        return false;
+    };
+    fields
+        .iter()
+        .any(|(name, value)| name != "kind" && value.as_str().is_some_and(is_victim))
+}
+
+/// An event's name in `events.jsonl`.
+#[must_use]
+pub fn kind(event: &EventRecord) -> String {
+    serde_json::to_value(event)
+        .ok()
+        .and_then(|value| Some(value.get("kind")?.as_str()?.to_owned()))
+        .unwrap_or_default()
+}
+
+/// The longest time between two commits of which at least a part lies between the fault and the next one.
+fn gap(at: f64, next_fault: Option<f64>, commits: &[Commit]) -> Option<f64> {
+    let end = next_fault
+        .unwrap_or(f64::INFINITY)
+        .min(at + GAP_WINDOW_SECONDS);
+    let pairs = commits.iter().zip(commits.iter().skip(1));
+    pairs
+        .filter(|(before, after)| after.at > at && before.at < end)
+        .map(|(before, after)| after.at - before.at)
+        .max_by(f64::total_cmp)
+}
+
+/// The longest time between two commits of the whole run.
+#[must_use]
+pub fn longest_gap(commits: &[Commit]) -> Option<f64> {
+    let pairs = commits.iter().zip(commits.iter().skip(1));
+    pairs
+        .map(|(before, after)| after.at - before.at)
+        .max_by(f64::total_cmp)
+}
+
+/// The length of an ordinary step: the median of all.
+#[must_use]
+pub fn step_seconds(commits: &[Commit]) -> Option<f64> {
+    let pairs = commits.iter().zip(commits.iter().skip(1));
+    Spread::of(pairs.map(|(before, after)| after.at - before.at).collect())
+        .map(|spread| spread.median)
+}
+
+/// Faults by kind and target.
+#[must_use]
+pub fn by_kind(faults: &[FaultReport]) -> BTreeMap<String, KindReport> {
+    let mut groups: BTreeMap<String, Vec<&FaultReport>> = BTreeMap::new();
+    for fault in faults {
+        groups
+            .entry(fault.record.label.clone())
+            .or_default()
+            .push(fault);
+    }
+    let spread = |group: &[&FaultReport], number: fn(&FaultReport) -> Option<f64>| {
+        Spread::of(group.iter().filter_map(|fault| number(fault)).collect())
+    };
+    groups
+        .into_iter()
+        .map(|(label, group)| {
+            let report = KindReport {
+                injected: group.iter().filter(|fault| fault.record.happened).count(),
+                recovered: group.iter().filter(|fault| fault.recovered).count(),
+                missed: group.iter().filter(|fault| !fault.record.happened).count(),
+                detection_seconds: spread(&group, |fault| fault.detection_seconds),
+                recovery_seconds: spread(&group, |fault| fault.recovery_seconds),
+                gap_seconds: spread(&group, |fault| fault.gap_seconds),
+            };
+            (label, report)
+        })
+        .collect()
+}
+
+/// How many events of each kind there are.
+#[must_use]
+pub fn events(events: &[(f64, EventRecord)]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for (_, event) in events {
+        *counts.entry(kind(event)).or_default() += 1;
+    }
+    counts
+}
+
+/// Steps that were computed again because the run went back.
+#[must_use]
+pub fn steps_recomputed(events: &[(f64, EventRecord)]) -> u64 {
+    let back = events.iter().map(|(_, event)| match event.event {
+        Event::Rollback {
+            from_step, to_step, ..
+        } => from_step.saturating_sub(to_step),
+        _ => 0,
+    });
+    back.sum()
+}
+
+/// The share of the time between first and last commit in which workers were there and not stopped, over all workers.
+#[must_use]
+pub fn participation(observed: &Observed, num_workers: u32) -> Option<f64> {
+    let (first, last) = (observed.commits.first()?.at, observed.commits.last()?.at);
+    if last <= first || num_workers == 0 {
+        return None;
+    }
+    let within = |from: f64, to: f64| (to.min(last) - from.max(first)).max(0.0);
+    let workers = observed
+        .lives
+        .iter()
+        .filter(|life| life.roles.iter().any(|role| role == "worker"));
+    let alive: f64 = workers
+        .map(|life| within(life.from, life.to.unwrap_or(last)))
+        .sum();
+    let paused: f64 = observed
+        .faults
+        .iter()
+        .filter(|fault| fault.kind == "pause")
+        .flat_map(|fault| {
+            fault
+                .victims
+                .iter()
+                .map(move |victim| (fault.until, victim))
+        })
+        .filter_map(|(until, victim)| {
+            let life = observed.lives.iter().find(|life| {
+                life.identity == victim.identity && life.roles.iter().any(|role| role == "worker")
+            })?;
+            let until = until.unwrap_or(last).min(life.to.unwrap_or(last));
+            Some(within(victim.at, until))
+        })
+        .sum();
+    Some((alive - paused) / ((last - first) * f64::from(num_workers)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_maxima() {
+        assert_eq!(Spread::of(vec![]), None);
+        let spread = Spread::of(vec![3.0, 1.0, f64::NAN, 2.0]).unwrap();
+        assert_eq!((spread.median, spread.max), (2.0, 3.0));
+        assert_eq!(Spread::of(vec![4.0, 1.0]).unwrap().median, 2.5);
+    }
+
+    #[test]
+    fn a_gap_belongs_to_the_fault_that_it_follows() {
+        let commits: Vec<Commit> = [0.0, 1.0, 2.0, 6.0, 7.0, 30.0]
+            .iter()
+            .enumerate()
+            .map(|(step, at)| Commit {
+                at: *at,
+                step: step as u64,
+            })
+            .collect();
+        assert_eq!(gap(2.5, None, &commits), Some(23.0));
+        assert_eq!(gap(2.5, Some(6.5), &commits), Some(4.0));
+        assert_eq!(gap(0.5, Some(1.5), &commits), Some(1.0));
+        assert_eq!(gap(40.0, None, &commits), None);
+        assert_eq!(longest_gap(&commits), Some(23.0));
+        assert_eq!(step_seconds(&commits), Some(1.0));
+    }
+}
