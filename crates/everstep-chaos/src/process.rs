@@ -152,6 +152,7 @@ mod tests {
         let mut child = Command::new("tail")
             .args(["-f", "/dev/null"])
             .arg(folder.path())
+            .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();

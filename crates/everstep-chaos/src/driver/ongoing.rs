@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use everstep_cluster::control::Injection;
 use nix::sys::signal::Signal;
 
 use super::Driver;
@@ -35,6 +36,10 @@ pub(super) enum Todo {
     InTurn { left: Vec<String> },
     /// Put the store back then.
     RestoreStore { at: f64 },
+    /// Tell the victims to behave then.
+    Calm { at: f64, calm: Injection },
+    /// Nothing.
+    Nothing,
 }
 
 impl Ongoing {
@@ -106,13 +111,14 @@ impl Driver<'_> {
                 }
                 false
             }
-            Todo::RestoreStore { at } => {
+            Todo::RestoreStore { at } | Todo::Calm { at, .. } => {
                 if now < *at {
                     return false;
                 }
                 self.take_back(ongoing, now);
                 true
             }
+            Todo::Nothing => true,
         }
     }
 
@@ -136,7 +142,16 @@ impl Driver<'_> {
                 }
                 self.faults[ongoing.record].until = Some(now);
             }
-            _ => {
+            Todo::Calm { calm, .. } => {
+                let victims = self.faults[ongoing.record].victims.iter();
+                for victim in victims {
+                    // A victim that died meanwhile behaves in its next life.
+                    let _ = self.ask(&victim.node, &victim.process, calm);
+                }
+                self.faults[ongoing.record].until = Some(now);
+            }
+            Todo::Nothing => {}
+            Todo::SeeDeath | Todo::Successor { .. } | Todo::InTurn { .. } => {
                 self.saw_all(ongoing.record, State::Dead);
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use everstep_cluster::control::{self, Injection, Reply, Request};
 use nix::sys::signal::Signal;
 
 use super::Driver;
@@ -18,6 +19,7 @@ impl Driver<'_> {
             Action::Kill => self.kill(fault, now),
             Action::Pause { seconds } => self.pause(fault, *seconds, now),
             Action::StoreOutage { seconds } => self.take_store_away(fault, *seconds, now),
+            Action::Inject { injection, seconds } => self.inject(fault, injection, *seconds, now),
             other => Err(format!(
                 "{} is not possible on real processes yet",
                 other.kind()
@@ -121,6 +123,73 @@ impl Driver<'_> {
         let resume_at = seconds.map(|seconds| now + seconds);
         self.note(fault, now, victims, Todo::SeeStop { resume_at });
         Ok(())
+    }
+
+    /// Asks the agent to make a process misbehave. What the agent accepts has happened; what it refuses has not.
+    fn inject(
+        &mut self,
+        fault: &Fault,
+        injection: &Injection,
+        seconds: Option<f64>,
+        now: f64,
+    ) -> Result<(), String> {
+        let victim = self
+            .targets(&fault.target)?
+            .pop()
+            .ok_or("nobody is alive")?;
+        let mut injection = injection.clone();
+        if let Injection::Panic { role } = &mut injection
+            && let Some(own) = self.topology.process_named(&victim.name)
+            && let Some(first) = self.topology.processes[own as usize].roles.first()
+            && !self.topology.processes[own as usize].roles.contains(role)
+        {
+            *role = *first;
+        }
+        self.ask(&victim.node, &victim.name, &injection)?;
+        let calm = match injection {
+            Injection::FlipGradientBits { .. } => Some(Injection::FlipGradientBits { share: 0.0 }),
+            Injection::SlowDevice { .. } => Some(Injection::SlowDevice { delay_ms: 0 }),
+            _ => None,
+        };
+        let todo = match (seconds, calm) {
+            (Some(seconds), Some(calm)) => Todo::Calm {
+                at: now + seconds,
+                calm,
+            },
+            _ => Todo::Nothing,
+        };
+        let victim = Victim {
+            process: victim.name,
+            node: victim.node,
+            identity: victim.identity,
+            at: now,
+            was_alive: true,
+            took_effect: true,
+            replaced_at: None,
+        };
+        self.note(fault, now, vec![victim], todo);
+        if let Some(last) = self.faults.last_mut() {
+            last.happened = true;
+        }
+        Ok(())
+    }
+
+    /// Sends an injection to the agent of `node`.
+    pub(super) fn ask(
+        &self,
+        node: &str,
+        process: &str,
+        injection: &Injection,
+    ) -> Result<(), String> {
+        let request = Request::Inject {
+            process: process.to_owned(),
+            fault: injection.clone(),
+        };
+        match control::send(&self.run_dir, node, &request) {
+            Ok(Reply::Done) => Ok(()),
+            Ok(Reply::Refused { message }) => Err(message),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// A store that is a folder is renamed, and a plain file put in its place, so that no request can succeed by making a new one.

@@ -248,6 +248,11 @@ impl Target {
     /// Whether the topology has it; if not, one sentence that says what it has.
     pub(super) fn check(&self, topology: &Topology) -> Result<(), String> {
         let file = topology.file.display();
+        if topology.is_single_process() && *self != Self::Store {
+            return Err(format!(
+                "{file} has one process, which has no agent to restart it; allowed: a topology with several"
+            ));
+        }
         match self {
             Self::Role { role, index } => {
                 let count = topology.count(*role);
@@ -282,10 +287,6 @@ impl Target {
             Self::ReplicasOfABlock if num_processes_with(topology, ActorRole::Shard) < 2 => Err(
                 format!("two replicas need two shard processes; {file} has one"),
             ),
-            Self::Store => Ok(()),
-            _ if topology.is_single_process() => Err(format!(
-                "{file} has one process, which has no agent to restart it; allowed: a topology with several"
-            )),
             _ => Ok(()),
         }
     }
