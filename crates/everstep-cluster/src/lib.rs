@@ -43,4 +43,4 @@ pub use status::{
     LeaderStatus, ProcessState, ProcessStatus, RunStatus, read as read_status, write_processes,
     write_single_process as write_single_process_status,
 };
-pub use topology::{ActorAddress, ActorRole, Process, Topology, TopologyError};
+pub use topology::{ActorAddress, ActorRole, Process, Route, Topology, TopologyError};

@@ -14,7 +14,7 @@ use crate::session::Sessions;
 use crate::wire;
 
 const REDIAL_FIRST: Duration = Duration::from_millis(20);
-const REDIAL_MAX: Duration = Duration::from_millis(400);
+const REDIAL_MAX: Duration = Duration::from_millis(200);
 
 /// Owns the endpoint's tasks; a task that ends by panic takes the actor with it, and the supervisor starts it again.
 pub(crate) struct Mesh;
@@ -97,7 +97,12 @@ async fn dial(arguments: MeshArguments, peer: u32) {
         .clone();
     let mut wait = REDIAL_FIRST;
     loop {
-        let Some(address) = arguments.context.run.topology.address(peer) else {
+        let Some(address) = arguments
+            .context
+            .run
+            .topology
+            .dial_address(arguments.context.process, peer)
+        else {
             tracing::warn!(peer = name, "the peer's host has no address now");
             tokio::time::sleep(REDIAL_MAX).await;
             continue;
@@ -137,7 +142,7 @@ async fn serve(arguments: MeshArguments, connection: Connection, is_server: bool
             is_server,
         );
     }
-    let mut queue = context.router.peer_up(peer.process, peer.incarnation);
+    let (link, mut queue) = context.router.peer_up(peer.process, peer.incarnation);
     tracing::info!(
         peer = peer.name,
         incarnation = peer.incarnation,
@@ -174,5 +179,5 @@ async fn serve(arguments: MeshArguments, connection: Connection, is_server: bool
         reason,
         "disconnected"
     );
-    context.router.peer_down(peer.process, peer.incarnation);
+    context.router.link_down(peer.process, link);
 }

@@ -1,6 +1,7 @@
 //! What travels between actors of different roles, within a process by pointer, between processes through `wire`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use everstep_data::TokenBatch;
 use everstep_optim::TrainingNumerics;
@@ -64,5 +65,7 @@ pub(crate) enum PeerEvent {
         process: u32,
         /// Its life.
         incarnation: u64,
+        /// How long nothing had been heard of it.
+        silent: Duration,
     },
 }

@@ -51,6 +51,9 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// Bits of an incarnation that count restarts within a process.
 const LIFE_BITS: u32 = 16;
 
+/// A process's first incarnation.
+const FIRST_LIFE: u64 = 1;
+
 /// The process's part of a member's incarnation.
 pub(crate) fn process_life(incarnation: u64) -> u64 {
     incarnation >> LIFE_BITS
@@ -100,6 +103,7 @@ pub(crate) struct ProcessContext {
     /// Faults that it has been told to have.
     pub(crate) injected: Injected,
     lives: AtomicU64,
+    first_election: AtomicBool,
     events: EventLog,
     started: Instant,
     ending: watch::Sender<Option<Ending>>,
@@ -128,6 +132,11 @@ impl ProcessContext {
     /// The incarnation of an actor that starts now.
     pub(crate) fn next_life(&self) -> u64 {
         (self.incarnation << LIFE_BITS) | self.lives.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether nobody of this process has ever run for leadership, in any of its lives. True at most once.
+    pub(crate) fn is_first_election(&self) -> bool {
+        self.first_election.swap(false, Ordering::Relaxed) && self.incarnation == FIRST_LIFE
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -266,6 +275,7 @@ pub async fn run_process(
         incarnation,
         injected: Injected::default(),
         lives: AtomicU64::new(0),
+        first_election: AtomicBool::new(true),
         events,
         started: Instant::now(),
         ending,
@@ -330,8 +340,13 @@ pub async fn run_process(
 /// Lets the others hear that the run is over.
 async fn farewell(context: &ProcessContext) {
     let until = Instant::now() + FAREWELL;
-    let others = 0..context.run.topology.processes.len() as u32;
-    while Instant::now() < until && others.clone().any(|process| context.router.is_up(process)) {
+    // Coordinators stay as long as this one does; they do not wait for each other.
+    let others: Vec<u32> = (0..)
+        .zip(&context.run.topology.processes)
+        .filter(|(_, process)| !process.roles.contains(&ActorRole::Coordinator))
+        .map(|(number, _)| number)
+        .collect();
+    while Instant::now() < until && others.iter().any(|process| context.router.is_up(*process)) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

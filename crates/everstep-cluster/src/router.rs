@@ -3,7 +3,9 @@
 //! Nothing is stored for peers that are away: the step protocol says again what was not answered.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use everstep_protocol::Member;
@@ -31,6 +33,10 @@ pub(crate) struct TensorFrame {
 
 struct Peer {
     incarnation: u64,
+    /// Tells its connections apart.
+    link: u64,
+    /// When something was heard of it last.
+    heard: Mutex<Instant>,
     tensors: mpsc::UnboundedSender<TensorFrame>,
 }
 
@@ -43,6 +49,7 @@ pub(crate) struct Router {
     listeners: Mutex<Vec<PeerListener>>,
     peers: RwLock<BTreeMap<u32, Peer>>,
     sessions: Option<Sessions>,
+    links: AtomicU64,
 }
 
 impl std::fmt::Debug for Router {
@@ -69,6 +76,7 @@ impl Router {
             listeners: Mutex::default(),
             peers: RwLock::default(),
             sessions,
+            links: AtomicU64::new(0),
         })
     }
 
@@ -198,6 +206,11 @@ impl Router {
             tracing::warn!(from = ?envelope.from, "message of another run refused");
             return;
         }
+        if let Some(process) = self.process_of(envelope.from)
+            && let Some(peer) = read(&self.peers).get(&process)
+        {
+            *lock(&peer.heard) = Instant::now();
+        }
         let delivery = Delivery {
             from: envelope.from,
             from_incarnation: envelope.from_incarnation,
@@ -207,48 +220,61 @@ impl Router {
         self.deliver(envelope.to, envelope.to_incarnation, delivery);
     }
 
-    /// A peer connected; its older life, if still here, is gone.
+    /// A peer connected; its older life, if still here, is gone. Returns what tells this connection from others to the same life,
+    /// and the frames to send over it.
     pub(crate) fn peer_up(
         &self,
         process: u32,
         incarnation: u64,
-    ) -> mpsc::UnboundedReceiver<TensorFrame> {
+    ) -> (u64, mpsc::UnboundedReceiver<TensorFrame>) {
         let (tensors, queue) = mpsc::unbounded_channel();
-        let old = write(&self.peers).insert(
-            process,
-            Peer {
-                incarnation,
-                tensors,
-            },
-        );
+        let link = self.links.fetch_add(1, Ordering::Relaxed);
+        let peer = Peer {
+            incarnation,
+            link,
+            heard: Mutex::new(Instant::now()),
+            tensors,
+        };
+        let old = write(&self.peers).insert(process, peer);
         if let Some(old) = old.filter(|old| old.incarnation != incarnation) {
-            self.tell(PeerEvent::Down {
-                process,
-                incarnation: old.incarnation,
-            });
+            self.tell_down(process, &old);
         }
         self.tell(PeerEvent::Up {
             process,
             incarnation,
         });
-        queue
+        (link, queue)
     }
 
-    /// A peer's connection ended.
+    /// A life of a peer is over, as its agent saw.
     pub(crate) fn peer_down(&self, process: u32, incarnation: u64) {
+        self.remove(process, |peer| peer.incarnation == incarnation);
+    }
+
+    /// A connection ended. If a newer one has taken its place, the peer is still there.
+    pub(crate) fn link_down(&self, process: u32, link: u64) {
+        self.remove(process, |peer| peer.link == link);
+    }
+
+    fn remove(&self, process: u32, is_it: impl Fn(&Peer) -> bool) {
         let gone = {
             let mut peers = write(&self.peers);
-            let current = peers
-                .get(&process)
-                .is_some_and(|peer| peer.incarnation == incarnation);
-            current && peers.remove(&process).is_some()
+            if !peers.get(&process).is_some_and(is_it) {
+                return;
+            }
+            peers.remove(&process)
         };
-        if gone {
-            self.tell(PeerEvent::Down {
-                process,
-                incarnation,
-            });
+        if let Some(gone) = gone {
+            self.tell_down(process, &gone);
         }
+    }
+
+    fn tell_down(&self, process: u32, peer: &Peer) {
+        self.tell(PeerEvent::Down {
+            process,
+            incarnation: peer.incarnation,
+            silent: lock(&peer.heard).elapsed(),
+        });
     }
 
     /// Whether a peer is connected.

@@ -70,6 +70,12 @@ pub struct RunStatus {
 }
 
 impl LeaderStatus {
+    /// What the last leader wrote, if anything.
+    pub(crate) fn read(run_dir: &RunDir) -> Option<Self> {
+        let bytes = fs::read(run_dir.status().join("leader.json")).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
     /// Replaces the leader's file.
     ///
     /// # Errors

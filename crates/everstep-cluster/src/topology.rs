@@ -100,6 +100,8 @@ struct RawTopology {
     process: Vec<RawProcess>,
     #[serde(default)]
     cluster: ClusterOverrides,
+    #[serde(default)]
+    route: Vec<Route>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -135,6 +137,20 @@ pub struct ClusterOverrides {
     pub replication: Option<u32>,
 }
 
+/// Another way than the direct one: `from` dials `to` at the address `via`, where a proxy, a tunnel or a port forward must listen.
+///
+/// Of each pair of processes the later one in the file dials, so only routes from a later to an earlier process are used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Name of the process that dials.
+    pub from: String,
+    /// Name of the process that is dialled.
+    pub to: String,
+    /// Address and UDP port to dial instead.
+    pub via: SocketAddr,
+}
+
 /// One process of the topology.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Process {
@@ -157,6 +173,9 @@ pub struct Topology {
     pub processes: Vec<Process>,
     /// Overrides of the run file.
     pub cluster: ClusterOverrides,
+    /// Pairs of processes that do not speak directly.
+    #[serde(default)]
+    pub routes: Vec<Route>,
     /// The file it was read from, for messages.
     pub file: PathBuf,
 }
@@ -260,8 +279,10 @@ impl Topology {
         let topology = Topology {
             processes,
             cluster: raw.cluster,
+            routes: raw.route,
             file: path.to_owned(),
         };
+        topology.check_routes()?;
         for role in [
             ActorRole::Coordinator,
             ActorRole::Loader,
@@ -295,6 +316,35 @@ impl Topology {
                     "{replication} replicas need as many shards; this topology has {shards}: allowed is 1 to {shards}"
                 ),
             });
+        }
+        Ok(())
+    }
+
+    fn check_routes(&self) -> Result<(), TopologyError> {
+        let field = |message: String| TopologyError::Field {
+            file: self.file.display().to_string(),
+            field: "route".to_owned(),
+            message,
+        };
+        let mut pairs = BTreeSet::new();
+        for route in &self.routes {
+            let number = |name: &str| {
+                self.process_named(name)
+                    .ok_or_else(|| field(format!("there is no process \"{name}\"")))
+            };
+            let (from, to) = (number(&route.from)?, number(&route.to)?);
+            if from <= to {
+                return Err(field(format!(
+                    "{} does not dial {}; of each pair the later process in the file dials",
+                    route.from, route.to
+                )));
+            }
+            if !pairs.insert((from, to)) {
+                return Err(field(format!(
+                    "{} to {} is given twice",
+                    route.from, route.to
+                )));
+            }
         }
         Ok(())
     }
@@ -416,6 +466,16 @@ impl Topology {
         Ok(())
     }
 
+    /// Where `from` dials `to`.
+    pub fn dial_address(&self, from: u32, to: u32) -> Option<SocketAddr> {
+        let name = |process: u32| Some(&self.processes.get(process as usize)?.name);
+        let (from_name, to_name) = (name(from)?, name(to)?);
+        self.routes
+            .iter()
+            .find(|route| route.from == *from_name && route.to == *to_name)
+            .map_or_else(|| self.address(to), |route| Some(route.via))
+    }
+
     /// Socket address of a process.
     pub fn address(&self, process: u32) -> Option<SocketAddr> {
         let process = self.processes.get(process as usize)?;
@@ -514,6 +574,39 @@ mod tests {
         assert!(
             replicas.contains("cluster.replication: 2 replicas need as many shards"),
             "{replicas}"
+        );
+    }
+
+    #[test]
+    fn routes_lead_another_way() {
+        let all = "roles = [\"worker\", \"coordinator\", \"loader\", \"shard\"]\n";
+        let process = |name: &str| {
+            format!("[[process]]\nname = \"{name}\"\nnode = \"a\"\nport = 7000\n{all}")
+        };
+        let route = |from: &str, to: &str| {
+            format!("[[route]]\nfrom = \"{from}\"\nto = \"{to}\"\nvia = \"127.0.0.1:9\"\n")
+        };
+        let base = format!(
+            "[[node]]\nname = \"a\"\n{}{}{}",
+            process("p"),
+            process("q"),
+            process("r")
+        );
+        let text = format!("{base}{}", route("r", "p"));
+        let topology = Topology::parse(&text, Path::new("t.toml")).unwrap();
+        assert_eq!(topology.dial_address(2, 0).unwrap().port(), 9);
+        assert_eq!(topology.dial_address(2, 1).unwrap().port(), 7000);
+        assert_eq!(
+            error(&format!("{base}{}", route("p", "r"))),
+            "t.toml: route: p does not dial r; of each pair the later process in the file dials"
+        );
+        assert_eq!(
+            error(&format!("{base}{}", route("r", "x"))),
+            "t.toml: route: there is no process \"x\""
+        );
+        assert_eq!(
+            error(&format!("{base}{0}{0}", route("r", "p"))),
+            "t.toml: route: r to p is given twice"
         );
     }
 

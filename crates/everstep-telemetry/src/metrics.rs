@@ -135,20 +135,29 @@ impl MetricsLog {
         &self.path
     }
 
+    /// Takes note of what other writers have appended since.
+    ///
+    /// # Errors
+    /// [`TelemetryError::Io`] if the file cannot be read.
+    pub fn refresh(&mut self) -> Result<(), TelemetryError> {
+        let file_bytes = self
+            .file
+            .metadata()
+            .map_err(TelemetryError::io("read", &self.path))?
+            .len();
+        if file_bytes == self.end {
+            return Ok(());
+        }
+        self.find_end()
+    }
+
     /// Appends a step, or does nothing if the file has it. Says whether it was appended.
     ///
     /// # Errors
     /// [`TelemetryError::Io`] if the line could not be written whole; the file is then as before.
     pub fn append(&mut self, metrics: &StepMetrics) -> Result<bool, TelemetryError> {
         // A coordinator that was taken for dead may have written since; its steps count.
-        let file_bytes = self
-            .file
-            .metadata()
-            .map_err(TelemetryError::io("read", &self.path))?
-            .len();
-        if file_bytes != self.end {
-            self.find_end()?;
-        }
+        self.refresh()?;
         if self.last_step.is_some_and(|last| metrics.step <= last) {
             return Ok(false);
         }
@@ -260,6 +269,8 @@ mod tests {
             log.append(&row(step)).unwrap();
         }
         let mut successor = MetricsLog::open(&path).unwrap();
+        assert_eq!(successor.last_step(), Some(4));
+        successor.refresh().unwrap();
         assert_eq!(successor.last_step(), Some(4));
         assert!(!successor.append(&row(3)).unwrap());
         assert!(successor.append(&row(5)).unwrap());

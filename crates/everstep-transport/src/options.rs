@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use crate::congestion::FixedWindow;
+use crate::congestion::LoopbackWindow;
 use crate::frame::FrameLimits;
 
 /// Datagram size on loopback, whose MTU is 65,536; one big datagram costs one system call. Measured: see `benches/`.
@@ -40,7 +40,7 @@ pub struct TransportOptions {
     pub queue_bytes: usize,
     /// Kernel buffer asked for per socket and direction; the system may grant less. Default 4 MiB.
     pub socket_buffer_bytes: usize,
-    /// Congestion window on loopback, where congestion control has nothing to learn. Default 1 MiB.
+    /// Congestion window on loopback for as long as nothing is lost there. Default 1 MiB.
     /// It is lowered to half the granted socket buffer.
     pub loopback_window_bytes: u64,
 }
@@ -117,7 +117,7 @@ impl TransportOptions {
                 .initial_mtu(LOOPBACK_DATAGRAM_BYTES)
                 .mtu_discovery_config(Some(discovery))
                 .enable_segmentation_offload(false)
-                .congestion_controller_factory(Arc::new(FixedWindow { window_bytes }));
+                .congestion_controller_factory(Arc::new(LoopbackWindow { window_bytes }));
         }
         Arc::new(config)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use everstep_optim::TrainingNumerics;
 use everstep_protocol::coordinator::{Effect, Event, Note};
@@ -14,6 +14,7 @@ use tracing::Span;
 
 use super::ActorArguments;
 use super::checkpointer::CheckpointerMessage;
+use super::recovery::Recoveries;
 use crate::election;
 use crate::message::{ClusterMessage, Delivery, PeerEvent};
 use crate::process::{ProcessContext, process_life};
@@ -44,6 +45,15 @@ pub(crate) enum CoordinatorMessage {
     Tick,
 }
 
+/// A leader that this coordinator heard.
+struct Leader {
+    address: ActorAddress,
+    /// Which life of its process.
+    life: u64,
+    /// When its process went, if it did.
+    gone_ms: Option<u64>,
+}
+
 pub(crate) struct CoordinatorState {
     context: Arc<ProcessContext>,
     address: ActorAddress,
@@ -52,7 +62,12 @@ pub(crate) struct CoordinatorState {
     epoch: Option<Epoch>,
     /// When a leader was last heard, for the standby's patience.
     leader_heard_ms: u64,
+    /// Who led last, as far as this coordinator heard.
+    leader: Option<Leader>,
     electing: bool,
+    /// How long nothing had been heard of the process that is being declared lost.
+    silent: Option<Duration>,
+    recoveries: Recoveries,
     members: BTreeSet<Member>,
     metrics: MetricsLog,
     tensorboard: TensorBoard,
@@ -107,7 +122,10 @@ impl Actor for CoordinatorActor {
             machine,
             epoch: None,
             leader_heard_ms,
+            leader: None,
             electing: false,
+            silent: None,
+            recoveries: Recoveries::default(),
             members: BTreeSet::new(),
             metrics,
             tensorboard,
@@ -116,8 +134,11 @@ impl Actor for CoordinatorActor {
             status_written_ms: 0,
             finished: false,
         };
-        // The first coordinator of the topology does not wait for another one to lead.
-        if address.index == 0 {
+        // The first coordinator of a new run does not wait for another one to lead. After a restart a standby may have taken over, and
+        // racing it for the next epoch would stop training a second time.
+        let alone = state.context.run.topology.count(ActorRole::Coordinator) == 1
+            || state.context.run.is_static_election();
+        if address.index == 0 && (state.context.is_first_election() || alone) {
             state.elect(&myself);
         }
         tracing::info!(member = %me, "coordinator started");
@@ -140,6 +161,9 @@ impl Actor for CoordinatorActor {
             CoordinatorMessage::Elected { epoch, checkpoint } => {
                 state.electing = false;
                 state.epoch = Some(Epoch(epoch));
+                // A standby has not followed what its predecessors committed.
+                state.metrics.refresh()?;
+                state.step_started = Instant::now();
                 let high_water = Step(state.metrics.last_step().unwrap_or(0));
                 let (process, node) = (
                     state.context.name().to_owned(),
@@ -174,7 +198,7 @@ impl Actor for CoordinatorActor {
                     return Ok(());
                 };
                 if matches!(message, Message::Announce { .. }) {
-                    state.leader_heard_ms = state.context.now_ms();
+                    state.heard_leader(from);
                 }
                 state.members.insert(from);
                 let span = match &message {
@@ -192,8 +216,72 @@ impl Actor for CoordinatorActor {
 }
 
 impl CoordinatorState {
+    fn heard_leader(&mut self, from: Member) {
+        self.leader_heard_ms = self.context.now_ms();
+        self.leader = Some(Leader {
+            address: ActorAddress {
+                role: ActorRole::Coordinator,
+                index: from.index,
+            },
+            life: process_life(from.incarnation),
+            gone_ms: None,
+        });
+    }
+
+    /// Whether it is this standby's turn: the leader's process is gone, or nothing was heard of it for long. Standbys take turns,
+    /// so that two of them seldom race for one epoch; those that reach nobody would lead nobody.
+    fn is_my_turn(&self, now_ms: u64) -> bool {
+        if self.epoch.is_some() || self.electing || self.finished {
+            return false;
+        }
+        if self.context.run.is_static_election() && self.address.index > 0 {
+            return false;
+        }
+        let router = &self.context.router;
+        let leads = |process: u32| {
+            let leader = self.leader.as_ref();
+            leader.and_then(|leader| router.process_of(leader.address)) == Some(process)
+        };
+        let is_other = |process: &u32| *process != self.context.process && !leads(*process);
+        let mut others = (0..self.context.run.topology.processes.len() as u32).filter(is_other);
+        if others.clone().next().is_some() && !others.any(|process| router.is_up(process)) {
+            return false;
+        }
+        let before_me = router
+            .actors(ActorRole::Coordinator)
+            .filter(|coordinator| coordinator.index < self.address.index)
+            .filter_map(|coordinator| router.process_of(coordinator))
+            .filter(|process| router.is_up(*process) && !leads(*process))
+            .count() as u64;
+        let timing = &self.context.run.timing;
+        match self.leader.as_ref().and_then(|leader| leader.gone_ms) {
+            Some(gone_ms) => now_ms.saturating_sub(gone_ms) >= before_me * timing.resend_ms,
+            None => {
+                let silent_ms = now_ms.saturating_sub(self.leader_heard_ms);
+                silent_ms > timing.leader_timeout_ms * (1 + before_me)
+            }
+        }
+    }
+
+    /// Tells the story of the leader that this one follows, if there was one and it went a moment ago.
+    fn succeed_leader(&mut self, now_ms: u64) {
+        let Some(leader) = &self.leader else {
+            return;
+        };
+        let whereabouts = self.context.whereabouts(leader.address);
+        let noticed_ms = leader.gone_ms.unwrap_or(now_ms);
+        let silent = Duration::from_millis(noticed_ms.saturating_sub(self.leader_heard_ms));
+        self.recoveries.lost(
+            Instant::now() - Duration::from_millis(now_ms.saturating_sub(noticed_ms)),
+            "leader",
+            whereabouts,
+            Some(silent),
+        );
+    }
+
     fn elect(&mut self, myself: &ActorRef<CoordinatorMessage>) {
         self.electing = true;
+        self.succeed_leader(self.context.now_ms());
         let (context, owner, reply) = (self.context.clone(), self.me.to_string(), myself.clone());
         let at_least = self.machine.epoch().0;
         tokio::spawn(async move {
@@ -204,11 +292,7 @@ impl CoordinatorState {
 
     fn tick(&mut self, myself: &ActorRef<CoordinatorMessage>) -> Result<(), ActorProcessingErr> {
         let now_ms = self.context.now_ms();
-        let silent_ms = now_ms.saturating_sub(self.leader_heard_ms);
-        // Standbys take turns, so that two of them seldom race for one epoch.
-        let patience_ms =
-            self.context.run.timing.leader_timeout_ms * (1 + u64::from(self.address.index));
-        if self.epoch.is_none() && !self.electing && silent_ms > patience_ms {
+        if self.is_my_turn(now_ms) {
             self.elect(myself);
         }
         self.step(myself, Event::Tick)?;
@@ -228,6 +312,7 @@ impl CoordinatorState {
         let PeerEvent::Down {
             process,
             incarnation,
+            silent,
         } = event
         else {
             return Ok(());
@@ -236,6 +321,16 @@ impl CoordinatorState {
             return Ok(());
         }
         let router = self.context.router.clone();
+        let now_ms = self.context.now_ms();
+        if let Some(leader) = &mut self.leader
+            && router.process_of(leader.address) == Some(process)
+            && leader.life == incarnation
+        {
+            leader.gone_ms.get_or_insert(now_ms);
+            if self.is_my_turn(now_ms) {
+                self.elect(myself);
+            }
+        }
         let in_process = |member: &Member| {
             let address = ActorAddress {
                 role: member.role.into(),
@@ -245,10 +340,12 @@ impl CoordinatorState {
                 && process_life(member.incarnation) == incarnation
         };
         let lost: Vec<Member> = self.members.iter().copied().filter(in_process).collect();
+        self.silent = Some(silent);
         for member in lost {
             self.members.remove(&member);
             self.step(myself, Event::Lost { member })?;
         }
+        self.silent = None;
         Ok(())
     }
 
@@ -358,6 +455,13 @@ impl CoordinatorState {
         };
         if self.metrics.append(&metrics)? {
             self.tensorboard.step(&metrics)?;
+            let epoch = self.epoch.unwrap_or_default().0;
+            for event in self
+                .recoveries
+                .committed(Instant::now(), metrics.step, epoch)
+            {
+                self.context.event(&event);
+            }
         }
         if !decision.apply {
             let epoch = self.epoch.unwrap_or_default().0;
@@ -379,7 +483,14 @@ impl CoordinatorState {
         match note {
             Note::MemberLost { member } => {
                 let (process, node) = self.whereabouts(member);
-                let roles = vec![ActorRole::from(member.role).name().to_owned()];
+                let role = ActorRole::from(member.role).name();
+                self.recoveries.lost(
+                    Instant::now(),
+                    role,
+                    (process.clone(), node.clone()),
+                    self.silent,
+                );
+                let roles = vec![role.to_owned()];
                 let reason = format!("{member} is gone");
                 self.context.event(&Log::ProcessLost {
                     process,
@@ -396,6 +507,11 @@ impl CoordinatorState {
                 from,
                 lost,
             } => {
+                if lost {
+                    let (process, _) = self.whereabouts(from);
+                    self.recoveries
+                        .slots_reassigned(&process, slots.len() as u64);
+                }
                 let reason = if lost {
                     "its holder is gone"
                 } else {
@@ -434,6 +550,12 @@ impl CoordinatorState {
                 });
             }
             Note::Rollback { to, from, .. } => {
+                let own = (
+                    self.context.name().to_owned(),
+                    self.context.node().to_owned(),
+                );
+                self.recoveries
+                    .rolled_back(Instant::now(), own, from.0.saturating_sub(to.0));
                 let reason = "no live replica holds every block".to_owned();
                 self.context.event(&Log::Rollback {
                     from_step: from.0,
@@ -467,9 +589,14 @@ impl CoordinatorState {
     }
 
     fn write_status(&self) {
+        let epoch = self.epoch.unwrap_or_default().0;
+        if LeaderStatus::read(&self.context.run_dir).is_some_and(|known| known.epoch > epoch) {
+            // It was away, and has not heard yet that another one leads.
+            return;
+        }
         let status = LeaderStatus {
             leader: self.context.name().to_owned(),
-            epoch: self.epoch.unwrap_or_default().0,
+            epoch,
             step: self.machine.step().0,
         };
         if let Err(error) = status.write(&self.context.run_dir) {

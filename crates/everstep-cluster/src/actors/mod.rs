@@ -4,6 +4,7 @@ mod checkpointer;
 mod coordinator;
 mod device;
 mod loader;
+mod recovery;
 mod shard;
 mod worker;
 

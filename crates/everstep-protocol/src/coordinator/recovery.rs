@@ -9,6 +9,8 @@ use crate::message::{BlockStatus, Decision, GradientReport, Numerics, Status, Vi
 
 /// Progress is only given up for a checkpoint after this many times the gathering time, unless every shard has answered.
 const GATHERINGS_BEFORE_ROLLBACK: u64 = 3;
+/// A leader that could go on with the shards that have answered gives the others this many announcements' time.
+const RESENDS_BEFORE_RESUME: u64 = 3;
 /// Bits of a lineage that count within an epoch.
 const LINEAGE_BITS: u32 = 20;
 
@@ -29,13 +31,18 @@ impl<N: Numerics> Coordinator<N> {
         let num_shards = self.live(Role::Shard).len();
         let all = num_shards >= self.config.num_shards as usize;
         let waited_ms = now_ms.saturating_sub(self.gathering_since_ms);
-        if num_shards == 0 || !(all || waited_ms >= self.config.gather_ms) {
+        // Who answers later joins as a new replica: dearer than waiting a moment, cheaper than waiting for a shard that died with the leader.
+        let moment_ms = (RESENDS_BEFORE_RESUME * self.config.resend_ms).min(self.config.gather_ms);
+        if num_shards == 0 || !(all || waited_ms >= moment_ms) {
             return;
         }
         if self.resumable
             && let Some(plan) = self.plan()
         {
             return self.resume(now_ms, plan);
+        }
+        if !(all || waited_ms >= self.config.gather_ms) {
+            return;
         }
         let loses_progress = self.resumable && self.high_water > self.committed;
         let patience_ms = if loses_progress {
