@@ -4,6 +4,7 @@
 //! - `run`: a scenario from beginning to end
 //! - `driver`: strikes a run on real processes when a fault is due
 //! - `process`: what the system says of a process
+//! - `proxy`: bad links between processes
 //! - `record`: what really happened
 //! - `measure`, `resources`: what it cost, as pure functions of the records
 //! - `report`: verdict, table, JSON, picture
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 mod driver;
 pub mod measure;
 pub mod process;
+pub mod proxy;
 pub mod record;
 pub mod report;
 pub mod resources;

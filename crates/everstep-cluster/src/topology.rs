@@ -93,7 +93,7 @@ pub struct ActorAddress {
     pub index: u32,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct RawTopology {
     node: Vec<RawNode>,
@@ -104,7 +104,7 @@ struct RawTopology {
     route: Vec<Route>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct RawNode {
     name: String,
@@ -116,7 +116,7 @@ fn loopback() -> String {
     "127.0.0.1".to_owned()
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct RawProcess {
     name: String,
@@ -124,7 +124,7 @@ struct RawProcess {
     roles: Vec<ActorRole>,
     #[serde(default)]
     port: u16,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     count: Option<u32>,
 }
 
@@ -300,6 +300,39 @@ impl Topology {
             topology.check_replication(replication, "cluster.replication")?;
         }
         Ok(topology)
+    }
+
+    /// The topology as a file's text: each process by itself, with its port and all routes.
+    ///
+    /// # Errors
+    /// It cannot be written as TOML.
+    pub fn to_toml(&self) -> Result<String, TopologyError> {
+        let mut nodes: Vec<RawNode> = Vec::new();
+        for process in &self.processes {
+            if !nodes.iter().any(|node| node.name == process.node) {
+                nodes.push(RawNode {
+                    name: process.node.clone(),
+                    host: process.host.clone(),
+                });
+            }
+        }
+        let process = |process: &Process| RawProcess {
+            name: process.name.clone(),
+            node: process.node.clone(),
+            roles: process.roles.clone(),
+            port: process.port,
+            count: None,
+        };
+        let raw = RawTopology {
+            node: nodes,
+            process: self.processes.iter().map(process).collect(),
+            cluster: self.cluster.clone(),
+            route: self.routes.clone(),
+        };
+        toml::to_string(&raw).map_err(|error| TopologyError::Parse {
+            file: self.file.display().to_string(),
+            message: error.to_string(),
+        })
     }
 
     /// Whether `replication` replicas can be placed on different shards.
@@ -596,6 +629,8 @@ mod tests {
         let topology = Topology::parse(&text, Path::new("t.toml")).unwrap();
         assert_eq!(topology.dial_address(2, 0).unwrap().port(), 9);
         assert_eq!(topology.dial_address(2, 1).unwrap().port(), 7000);
+        let again = topology.to_toml().unwrap();
+        assert_eq!(Topology::parse(&again, Path::new("t.toml")).unwrap(), topology);
         assert_eq!(
             error(&format!("{base}{}", route("p", "r"))),
             "t.toml: route: p does not dial r; of each pair the later process in the file dials"
