@@ -630,7 +630,10 @@ mod tests {
         assert_eq!(topology.dial_address(2, 0).unwrap().port(), 9);
         assert_eq!(topology.dial_address(2, 1).unwrap().port(), 7000);
         let again = topology.to_toml().unwrap();
-        assert_eq!(Topology::parse(&again, Path::new("t.toml")).unwrap(), topology);
+        assert_eq!(
+            Topology::parse(&again, Path::new("t.toml")).unwrap(),
+            topology
+        );
         assert_eq!(
             error(&format!("{base}{}", route("p", "r"))),
             "t.toml: route: p does not dial r; of each pair the later process in the file dials"

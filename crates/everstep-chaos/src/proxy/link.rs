@@ -78,7 +78,9 @@ impl LinkFault {
             }
         }
         if self.rate_bits == Some(0) || self.flap_ms == Some(0) {
-            return Some("rate_bits and flap_ms must not be 0; leave them out, or use cut".to_owned());
+            return Some(
+                "rate_bits and flap_ms must not be 0; leave them out, or use cut".to_owned(),
+            );
         }
         None
     }
@@ -86,7 +88,10 @@ impl LinkFault {
 
 /// What was done to the datagrams of a direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "each counts what happened to that many datagrams")]
+#[allow(
+    missing_docs,
+    reason = "each counts what happened to that many datagrams"
+)]
 pub struct LinkCounts {
     pub datagrams: u64,
     pub bytes: u64,
@@ -328,7 +333,11 @@ mod tests {
             loss: 1.5,
             ..LinkFault::default()
         };
-        assert!(fault.problem().is_some_and(|line| line.contains("loss = 1.5")));
+        assert!(
+            fault
+                .problem()
+                .is_some_and(|line| line.contains("loss = 1.5"))
+        );
         assert_eq!(LinkFault::cut().problem(), None);
     }
 }

@@ -64,9 +64,7 @@ impl UdpProxies {
     /// # Errors
     /// A port cannot be had, a host has no address, or the runtime cannot start.
     pub fn start(topology: &mut Topology, seed: u64) -> io::Result<Self> {
-        topology
-            .resolve_ports(|_| true)
-            .map_err(io::Error::other)?;
+        topology.resolve_ports(|_| true).map_err(io::Error::other)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("udp-proxy")
@@ -123,10 +121,7 @@ impl UdpProxies {
 
     /// Datagrams between `one` and everybody else suffer `fault` from now on, in both directions.
     pub fn isolate(&self, one: &str, fault: &LinkFault) -> usize {
-        self.set_where(
-            |sender, receiver| sender.is(one) != receiver.is(one),
-            fault,
-        )
+        self.set_where(|sender, receiver| sender.is(one) != receiver.is(one), fault)
     }
 
     /// All datagrams suffer `fault` from now on.
@@ -236,7 +231,13 @@ async fn serve(link: Arc<Link>, socket: Arc<UdpSocket>, origin: Instant) {
         }
         if let Some(dialler) = diallers.get_mut(&from) {
             dialler.heard = Instant::now();
-            send(&link.forward, origin, &mut buffer[..bytes], &mut number, &dialler.forward);
+            send(
+                &link.forward,
+                origin,
+                &mut buffer[..bytes],
+                &mut number,
+                &dialler.forward,
+            );
         }
     }
 }

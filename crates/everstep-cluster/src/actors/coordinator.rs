@@ -258,6 +258,14 @@ impl CoordinatorState {
             Some(gone_ms) => now_ms.saturating_sub(gone_ms) >= before_me * timing.resend_ms,
             None => {
                 let silent_ms = now_ms.saturating_sub(self.leader_heard_ms);
+                let is_rival_up = router
+                    .actors(ActorRole::Coordinator)
+                    .filter_map(|coordinator| router.process_of(coordinator))
+                    .any(|process| router.is_up(process));
+                if self.leader.is_none() && !is_rival_up {
+                    // Started again while no other coordinator is there: two announcements' time is enough to hear a leader.
+                    return silent_ms > 2 * timing.resend_ms;
+                }
                 silent_ms > timing.leader_timeout_ms * (1 + before_me)
             }
         }

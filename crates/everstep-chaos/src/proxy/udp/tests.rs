@@ -44,7 +44,9 @@ fn datagrams_pass_both_ways_and_cuts_are_one_way() {
     let dialler = UdpSocket::bind("127.0.0.1:0").unwrap();
     for socket in [&listener, &dialler] {
         // Bounds a failing test; what must arrive arrives at once.
-        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
     }
     let via = topology.dial_address(1, 0).unwrap();
     assert_ne!(via, topology.address(0).unwrap());
@@ -67,7 +69,16 @@ fn datagrams_pass_both_ways_and_cuts_are_one_way() {
     dialler.send_to(b"again", via).unwrap();
     assert_eq!(receive(&listener).unwrap(), b"again");
 
-    assert_eq!(proxies.isolate("one", &LinkFault { duplicate: 1.0, ..LinkFault::default() }), 2);
+    assert_eq!(
+        proxies.isolate(
+            "one",
+            &LinkFault {
+                duplicate: 1.0,
+                ..LinkFault::default()
+            }
+        ),
+        2
+    );
     dialler.send_to(b"twice", via).unwrap();
     assert_eq!(receive(&listener).unwrap(), b"twice");
     assert_eq!(receive(&listener).unwrap(), b"twice");
