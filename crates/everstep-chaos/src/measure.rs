@@ -220,6 +220,19 @@ pub fn events(events: &[(f64, EventRecord)]) -> BTreeMap<String, usize> {
     counts
 }
 
+/// The processes whose workers were quarantined for lying, by name.
+#[must_use]
+pub fn quarantined(events: &[(f64, EventRecord)]) -> Vec<String> {
+    let named = events.iter().filter_map(|(_, event)| match &event.event {
+        Event::WorkerQuarantined { process, .. } => Some(process.clone()),
+        _ => None,
+    });
+    let mut named: Vec<String> = named.collect();
+    named.sort();
+    named.dedup();
+    named
+}
+
 /// Steps that were computed again because the run went back.
 #[must_use]
 pub fn steps_recomputed(events: &[(f64, EventRecord)]) -> u64 {

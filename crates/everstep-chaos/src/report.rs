@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use everstep_telemetry::Goodput;
 use serde::Serialize;
 
 use crate::driver::Observed;
@@ -24,17 +25,6 @@ pub struct Digests {
     pub parameters: String,
     /// Of the optimizer state.
     pub optimizer: String,
-}
-
-/// Slot computations.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Slots {
-    /// Slots per step times steps.
-    pub needed: u64,
-    /// Slots that were really computed.
-    pub computed: u64,
-    /// Share of the computations that were not repeats.
-    pub efficiency: f64,
 }
 
 /// The whole report.
@@ -70,8 +60,10 @@ pub struct Report {
     pub longest_gap_seconds: Option<f64>,
     /// Steps that were computed again after rollbacks.
     pub steps_recomputed: u64,
-    /// Slot computations, if the processes counted them.
-    pub slots: Option<Slots>,
+    /// Where the time went, and how many slot computations were repeats.
+    pub goodput: Option<Goodput>,
+    /// Workers that were quarantined.
+    pub quarantined: Vec<String>,
     /// Share of the time in which workers were there.
     pub participation: Option<f64>,
     /// Events by kind.
@@ -91,8 +83,8 @@ pub struct Results {
     pub disturbed: Option<Digests>,
     /// Whether losses and gradient norms of all steps are equal.
     pub numbers_equal: bool,
-    /// Slot computations.
-    pub slots: Option<Slots>,
+    /// Where the time went.
+    pub goodput: Option<Goodput>,
     /// Workers of the topology.
     pub num_workers: u32,
 }
@@ -123,7 +115,8 @@ impl Report {
             step_seconds: measure::step_seconds(&observed.commits),
             longest_gap_seconds: measure::longest_gap(&observed.commits),
             steps_recomputed: measure::steps_recomputed(&observed.events),
-            slots: results.slots,
+            goodput: results.goodput,
+            quarantined: measure::quarantined(&observed.events),
             participation: measure::participation(observed, results.num_workers),
             events: measure::events(&observed.events),
             resources: resources::lives(&observed.lives),
@@ -187,10 +180,20 @@ impl Report {
             );
         }
         if let Some(min) = check.step_efficiency_min {
-            let efficiency = self.slots.map(|slots| slots.efficiency);
+            let efficiency = self
+                .goodput
+                .as_ref()
+                .and_then(|goodput| goodput.step_efficiency);
             demand(
                 efficiency.is_some_and(|efficiency| efficiency >= min),
                 format!("step efficiency {efficiency:?}; allowed: at least {min}"),
+            );
+        }
+        if let Some(wanted) = &check.quarantined {
+            let quarantined = &self.quarantined;
+            demand(
+                quarantined == wanted,
+                format!("quarantined: {quarantined:?}; allowed: {wanted:?} and nobody else"),
             );
         }
         for (kind, min) in &check.events {

@@ -81,7 +81,7 @@ pub fn run(
             Some(_) => None,
         },
         numbers_equal: numbers(&undisturbed)? == numbers(&disturbed)?,
-        slots: None,
+        goodput: everstep_cluster::goodput(&RunDir::new(&disturbed)).ok(),
         num_workers: topology.count(ActorRole::Worker),
     };
     let report = Report::new(scenario, options.seed, &observed, results);

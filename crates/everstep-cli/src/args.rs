@@ -184,6 +184,45 @@ pub(crate) struct CertsArgs {
 pub(crate) enum ChaosCommand {
     /// Run a scenario: train undisturbed, train disturbed, compare and measure.
     Run(ChaosRunArgs),
+    /// Make a process of a running cluster misbehave; its run file must allow it (`[chaos] allow = true`).
+    Inject(ChaosInjectArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChaosInjectArgs {
+    /// Where the run lives.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+    /// Name of the process in the topology.
+    #[arg(value_name = "PROCESS")]
+    pub(crate) process: String,
+    /// What it does.
+    #[command(subcommand)]
+    pub(crate) fault: InjectedFault,
+}
+
+/// A fault inside a process.
+#[derive(Debug, Subcommand)]
+pub(crate) enum InjectedFault {
+    /// Flip one bit of the gradient in a share of its slots from now on; 0 ends it.
+    FlipGradientBits {
+        /// Share of slots, 0 to 1.
+        share: f64,
+    },
+    /// The next slot's gradient is not a number.
+    NonFiniteGradient,
+    /// The compute thread blocks for ever in its next task.
+    HangDevice,
+    /// Every task of the compute thread takes so much longer from now on; 0 ends it.
+    SlowDevice {
+        /// Milliseconds.
+        delay_ms: u64,
+    },
+    /// An actor panics.
+    Panic {
+        /// coordinator, loader, worker or shard.
+        role: String,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -7,13 +7,16 @@ use anyhow::Context as _;
 use everstep_chaos::report::Report;
 use everstep_chaos::scenario::Scenario;
 use everstep_chaos::{ChaosError, RunOptions};
+use everstep_cluster::control::{self, Injection, Reply, Request};
+use everstep_cluster::{ActorRole, RunDir};
 
-use crate::args::{ChaosCommand, ChaosRunArgs};
+use crate::args::{ChaosCommand, ChaosInjectArgs, ChaosRunArgs, InjectedFault};
 use crate::user;
 
 pub(crate) fn run(command: ChaosCommand) -> anyhow::Result<()> {
     match command {
         ChaosCommand::Run(args) => run_scenario(args),
+        ChaosCommand::Inject(args) => inject(args),
     }
 }
 
@@ -38,6 +41,56 @@ fn run_scenario(args: ChaosRunArgs) -> anyhow::Result<()> {
         run_dir.join("report.json").display()
     );
     Ok(())
+}
+
+/// Sends one request to the agent of the process's node.
+fn inject(args: ChaosInjectArgs) -> anyhow::Result<()> {
+    let run_dir = RunDir::new(&args.run_dir);
+    let status = everstep_cluster::read_status(&run_dir).map_err(|error| {
+        user(format!(
+            "{}: no status of a run here: {error}",
+            run_dir.path().display()
+        ))
+    })?;
+    let names: Vec<&str> = status.processes.iter().map(|p| p.name.as_str()).collect();
+    let known = status.processes.iter().find(|p| p.name == args.process);
+    let process = known.ok_or_else(|| {
+        user(format!(
+            "there is no process \"{}\" in this run; allowed: {}",
+            args.process,
+            names.join(", ")
+        ))
+    })?;
+    let fault = match args.fault {
+        InjectedFault::FlipGradientBits { share } if !(0.0..=1.0).contains(&share) => {
+            return Err(user(format!("share: is {share}; allowed: 0 to 1")));
+        }
+        InjectedFault::FlipGradientBits { share } => Injection::FlipGradientBits { share },
+        InjectedFault::NonFiniteGradient => Injection::NonFiniteGradient,
+        InjectedFault::HangDevice => Injection::HangDevice,
+        InjectedFault::SlowDevice { delay_ms } => Injection::SlowDevice { delay_ms },
+        InjectedFault::Panic { role } => Injection::Panic {
+            role: match role.as_str() {
+                "coordinator" => ActorRole::Coordinator,
+                "loader" => ActorRole::Loader,
+                "worker" => ActorRole::Worker,
+                "shard" => ActorRole::Shard,
+                _ => {
+                    return Err(user(format!(
+                        "there is no role \"{role}\"; allowed: coordinator, loader, worker, shard"
+                    )));
+                }
+            },
+        },
+    };
+    let request = Request::Inject {
+        process: args.process,
+        fault,
+    };
+    match control::send(&run_dir, &process.node, &request).map_err(user)? {
+        Reply::Done => Ok(()),
+        Reply::Refused { message } => Err(user(message)),
+    }
 }
 
 fn told(error: ChaosError) -> anyhow::Error {

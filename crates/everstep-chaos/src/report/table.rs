@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use everstep_telemetry::Goodput;
+
 use super::Report;
 use crate::measure::Spread;
 
@@ -53,8 +55,16 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         "steps recomputed {}, participation {}, step efficiency {}",
         report.steps_recomputed,
         share(report.participation),
-        share(report.slots.map(|slots| slots.efficiency)),
+        share(
+            report
+                .goodput
+                .as_ref()
+                .and_then(|goodput| goodput.step_efficiency)
+        ),
     )?;
+    for line in report.goodput.iter().flat_map(Goodput::table) {
+        writeln!(out, "{line}")?;
+    }
     let flat = report.resources.iter().filter(|life| life.flat).count();
     if !report.resources.is_empty() {
         writeln!(
