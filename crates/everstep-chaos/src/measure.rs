@@ -120,9 +120,12 @@ fn detection(record: &FaultRecord, events: &[(f64, EventRecord)]) -> Option<(f64
 }
 
 fn tells_of(record: &FaultRecord, event: &EventRecord) -> bool {
+    // An injection's own event is the fault, not its discovery.
     if matches!(
         event.event,
-        Event::ProcessStarted { .. }
+        Event::FaultInjected { .. }
+            | Event::ProcessAdopted { .. }
+            | Event::ProcessStarted { .. }
             | Event::ProcessRestarted { .. }
             | Event::ProcessStopped { .. }
             | Event::BackupSeeded { .. }

@@ -166,7 +166,9 @@ impl AgentChild {
     /// Says that the agent is about to be killed on purpose, and which processes will have no parent then.
     pub(super) fn goes_away(&mut self, now: f64, orphans: impl Iterator<Item = i32>) {
         self.away_until = Some(now + AWAY_SECONDS);
-        self.adopted.extend(orphans);
+        // The agent itself is waited for by its handle, which must not find that somebody else did.
+        let own = self.identity.map(|identity| identity.pid);
+        self.adopted.extend(orphans.filter(|pid| Some(*pid) != own));
     }
 
     pub(super) fn restart_if_due(&mut self, now: f64) -> Result<(), ChaosError> {
