@@ -2,10 +2,12 @@
 
 use std::process::Stdio;
 
+use everstep_cluster::RunDir;
+use everstep_cluster::control::{self, Injection, Reply, Request};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{STEPS, Workbench};
+use crate::support::{STEPS, Workbench, everstep};
 
 /// Seconds between two events, by their times of day.
 fn seconds_between(first: &Value, second: &Value) -> f64 {
@@ -164,4 +166,64 @@ fn a_stop_leaves_nothing_behind_and_the_run_goes_on_another_time() {
     assert!(!socket.exists());
     bench.train_to_the_end("run", Some(&topology));
     assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
+}
+
+#[test]
+fn a_deadlocked_compute_thread_is_noticed_ended_and_replaced() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("laptop", None);
+    let topology = bench.cluster(2, 2, 2);
+    let mut train = bench.train("run", Some(&topology));
+    train
+        .args(["--set", "chaos.allow=true"])
+        .stdin(Stdio::null())
+        .stderr(std::fs::File::create(bench.path().join("run.stderr")).unwrap());
+    let running = bench.start_command("run", train);
+    assert!(running.steps().any(|step| step >= 20));
+    let run_dir = RunDir::new(bench.path().join("run"));
+    let inject = |process: &str| {
+        let request = Request::Inject {
+            process: process.to_owned(),
+            fault: Injection::HangDevice,
+        };
+        control::send(&run_dir, "local", &request).unwrap()
+    };
+    assert!(matches!(inject("worker-7"), Reply::Refused { .. }));
+    assert!(matches!(inject("shard-0"), Reply::Refused { .. }));
+    assert_eq!(inject("worker-0"), Reply::Done);
+    running.finish(&bench, "run");
+    let events = bench.lines("run", "events.jsonl");
+    let hung: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["kind"] == "process_hung")
+        .collect();
+    assert_eq!(hung.len(), 1, "{hung:?}");
+    assert_eq!(hung[0]["process"], "worker-0");
+    assert!(
+        hung[0]["reason"].as_str().unwrap().contains("no CPU time"),
+        "{}",
+        hung[0]
+    );
+    assert_eq!(bench.count("run", "process_restarted"), 1);
+    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
+    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+
+    let drain = |node: &str| {
+        let output = everstep()
+            .args(["drain", node, "--run-dir"])
+            .arg(run_dir.path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(
+        drain("nowhere"),
+        "error: there is no node nowhere; nodes are: local\n"
+    );
+    let nobody = drain("local");
+    assert!(
+        nobody.contains("no agent of node local listens on") && nobody.lines().count() == 1,
+        "{nobody}"
+    );
 }
