@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::summary::COVERAGE_SEEDS_MIN;
+
 /// A branch that only an unlucky run takes. A campaign must have seen each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Branch {
@@ -84,6 +86,16 @@ impl Branch {
         Branch::LeaseLost,
         Branch::ManifestExisted,
     ];
+}
+
+impl Branch {
+    /// Campaigns of at least this many seeds must have taken it: about ten times what one occurrence takes, 5,000 at least.
+    pub(crate) fn seeds_min(self) -> u64 {
+        match self {
+            Branch::LeftLineRejoined => 30_000,
+            _ => COVERAGE_SEEDS_MIN,
+        }
+    }
 }
 
 impl fmt::Display for Branch {

@@ -371,7 +371,12 @@ impl Plan {
             draw.between(1, 12)
         };
         for _ in 0..num_strikes {
-            let kind = draw.of(&striking);
+            // There are as many phases as other kinds.
+            let kind = if draw.one_in(4) {
+                Kind::InPhase
+            } else {
+                draw.of(&striking)
+            };
             let (action, target) = draw.strike(kind);
             let moment = if kind == Kind::InPhase {
                 Moment::Phase {
