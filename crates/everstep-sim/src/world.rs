@@ -231,7 +231,7 @@ impl<'a> World<'a> {
     pub(crate) fn allowance_ms(&self) -> u64 {
         let (timing, workload) = (&self.plan.timing, &self.plan.workload);
         // A step: every slot on one worker, and the retries around it. Around all: restarts, an election, gathering, a rollback.
-        // The slowest of 100,000 seeds took 10 s.
+        // The slowest of a million seeds took 12 s.
         let per_step_ms = 200 + timing.compute_max_ms * u64::from(workload.num_slots);
         8_000 + workload.num_steps * per_step_ms + 10 * timing.store_max_ms
     }
