@@ -48,6 +48,8 @@ pub struct Coordinator<N: Numerics> {
     pub(super) gathering_since_ms: u64,
     /// Whether what the shards hold may be resumed; not after a block has lost all its replicas.
     pub(super) resumable: bool,
+    /// `FindCheckpoint` was asked and not answered yet.
+    pub(super) seeking: bool,
     /// Number of the view that changed a primary last: what was delivered in an earlier one does not count.
     pub(super) primaries_since: u64,
     /// Blocks that were declared degraded last.
@@ -90,6 +92,7 @@ impl<N: Numerics> Coordinator<N> {
             loaded: BTreeSet::new(),
             gathering_since_ms: 0,
             resumable: true,
+            seeking: false,
             primaries_since: 0,
             degraded: Vec::new(),
             degraded_since_ms: None,
@@ -170,6 +173,11 @@ impl<N: Numerics> Coordinator<N> {
                     self.on_manifest_committed(now_ms, version);
                 }
             }
+            Event::CheckpointFound { version } => {
+                if self.seeking && self.phase == Phase::Gathering {
+                    self.on_checkpoint_found(now_ms, version);
+                }
+            }
             Event::Tick => {
                 if self.is_leading() && self.pulse.beats(now_ms) {
                     self.on_tick(now_ms);
@@ -233,6 +241,7 @@ impl<N: Numerics> Coordinator<N> {
         self.phase = Phase::Gathering;
         self.gathering_since_ms = now_ms;
         self.resumable = resumable;
+        self.seeking = false;
     }
 
     fn announce(&mut self, now_ms: u64) {

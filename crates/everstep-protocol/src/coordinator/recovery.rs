@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::machine::{Coordinator, Phase};
-use super::{Note, placement};
+use super::{Effect, Note, placement};
 use crate::ids::{Lineage, Member, Role, Step};
 use crate::message::{BlockStatus, Decision, GradientReport, Numerics, Status, ViewId};
 
@@ -50,9 +50,24 @@ impl<N: Numerics> Coordinator<N> {
         } else {
             self.config.gather_ms
         };
-        if all || waited_ms >= patience_ms {
-            self.rollback(now_ms);
+        if (all || waited_ms >= patience_ms) && !self.seeking {
+            self.seeking = true;
+            self.out.push(Effect::FindCheckpoint);
         }
+    }
+
+    /// The state comes from this checkpoint, unless shards that could go on have come back while it was looked for.
+    pub(super) fn on_checkpoint_found(&mut self, now_ms: u64, version: Step) {
+        self.seeking = false;
+        self.committed = version;
+        if self.config.num_steps > 0 && self.is_last(version) {
+            return self.finish(now_ms);
+        }
+        if self.live(Role::Shard).is_empty() {
+            // Whoever was there is gone again: the next one is waited for, and the store asked anew.
+            return self.gather(now_ms, self.resumable);
+        }
+        self.rollback(now_ms);
     }
 
     /// The newest line of state that can go on without losing a decided step.
@@ -141,7 +156,7 @@ impl<N: Numerics> Coordinator<N> {
         self.start(now_ms);
     }
 
-    /// Restores the committed checkpoint on a new line, on all shards that are there.
+    /// Restores the checkpoint that was found on a new line, on all shards that are there.
     fn rollback(&mut self, now_ms: u64) {
         self.lineage = Lineage((self.epoch.0 << LINEAGE_BITS) | self.num_lineages);
         self.num_lineages += 1;
