@@ -634,7 +634,7 @@ impl CoordinatorState {
             }
             Note::CheckpointSuperseded { version, by } => {
                 let reason = format!(
-                    "the store is slower than checkpoints are due; the one of step {} takes its place",
+                    "the store is away, or slower than checkpoints are due; the one of step {} takes its place",
                     by.0
                 );
                 self.context.event(&Log::CheckpointAbandoned {
