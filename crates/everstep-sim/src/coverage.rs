@@ -61,7 +61,7 @@ pub enum Branch {
 
 impl Branch {
     /// All of them.
-    pub const ALL: [Branch; 23] = [
+    pub const ALL: [Branch; 25] = [
         Branch::PromotedWhileReplicating,
         Branch::ResentAfterPromotion,
         Branch::ViewChangedWhileSeeding,
@@ -85,6 +85,8 @@ impl Branch {
         Branch::JoinedWhileRestoring,
         Branch::LeaseLost,
         Branch::ManifestExisted,
+        Branch::OlderCheckpointUsed,
+        Branch::DamageFoundWhileLoading,
     ];
 }
 
@@ -93,6 +95,7 @@ impl Branch {
     pub(crate) fn seeds_min(self) -> u64 {
         match self {
             Branch::LeftLineRejoined => 30_000,
+            Branch::DamageFoundWhileLoading => 100_000,
             _ => COVERAGE_SEEDS_MIN,
         }
     }

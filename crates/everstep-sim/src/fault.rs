@@ -89,7 +89,7 @@ pub enum Fault {
 impl Fault {
     /// All kinds.
     pub fn all() -> impl Iterator<Item = Fault> {
-        const PLAIN: [Fault; 34] = [
+        const PLAIN: [Fault; 36] = [
             Fault::KillWorker,
             Fault::KillShard,
             Fault::KillCoordinator,
@@ -124,6 +124,8 @@ impl Fault {
             Fault::LostReply,
             Fault::StaleList,
             Fault::LeaseRace,
+            Fault::DamagedObject,
+            Fault::MissingObject,
         ];
         PLAIN
             .into_iter()

@@ -285,7 +285,10 @@ impl World<'_> {
                 }
             }
             Write::Find { .. } => {
-                let version = self.store.newest();
+                if !answers {
+                    return;
+                }
+                let version = self.listed_newest();
                 let event = CoordinatorEvent::CheckpointFound { version };
                 self.tell(actor, incarnation, Local::Coordinator(event));
             }

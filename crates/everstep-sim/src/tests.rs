@@ -41,7 +41,7 @@ fn a_campaign_holds_every_invariant() {
 #[test]
 fn a_campaign_without_chaos_does_not_pass() {
     let mut summary = Summary {
-        num_seeds: 10 * COVERAGE_SEEDS_MIN,
+        num_seeds: 100 * COVERAGE_SEEDS_MIN,
         ..Summary::default()
     };
     assert!(!summary.passed());

@@ -8,7 +8,7 @@ use super::step::{Decided, Work};
 use super::{CoordinatorConfig, Effect, Event, Note};
 use crate::ids::{BlockId, Epoch, Lineage, Member, Role, Step};
 use crate::message::{Message, Numerics, View, ViewId};
-use crate::retry::Pulse;
+use crate::retry::{Pulse, Retry};
 
 /// What a leader is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub struct Coordinator<N: Numerics> {
     pub(super) resumable: bool,
     /// `FindCheckpoint` was asked and not answered yet.
     pub(super) seeking: bool,
+    /// When the checkpoint that is being restored is verified again.
+    pub(super) restore_retry: Option<Retry>,
     /// Number of the view that changed a primary last: what was delivered in an earlier one does not count.
     pub(super) primaries_since: u64,
     /// Blocks that were declared degraded last.
@@ -93,6 +95,7 @@ impl<N: Numerics> Coordinator<N> {
             gathering_since_ms: 0,
             resumable: true,
             seeking: false,
+            restore_retry: None,
             primaries_since: 0,
             degraded: Vec::new(),
             degraded_since_ms: None,
@@ -174,7 +177,7 @@ impl<N: Numerics> Coordinator<N> {
                 }
             }
             Event::CheckpointFound { version } => {
-                if self.seeking && self.phase == Phase::Gathering {
+                if self.seeking && matches!(self.phase, Phase::Gathering | Phase::Restoring) {
                     self.on_checkpoint_found(now_ms, version);
                 }
             }
@@ -349,6 +352,9 @@ impl<N: Numerics> Coordinator<N> {
         }
         if self.phase == Phase::Gathering {
             self.try_gather(now_ms);
+        }
+        if self.phase == Phase::Restoring {
+            self.tend_restoring(now_ms);
         }
         if matches!(self.phase, Phase::Restoring | Phase::Training) {
             self.repeat_views(now_ms);

@@ -6,11 +6,14 @@ use super::machine::{Coordinator, Phase};
 use super::{Effect, Note, placement};
 use crate::ids::{Lineage, Member, Role, Step};
 use crate::message::{BlockStatus, Decision, GradientReport, Numerics, Status, ViewId};
+use crate::retry::Retry;
 
 /// Progress is only given up for a checkpoint after this many times the gathering time, unless every shard has answered.
 const GATHERINGS_BEFORE_ROLLBACK: u64 = 3;
 /// A leader that could go on with the shards that have answered gives the others this many announcements' time.
 const RESENDS_BEFORE_RESUME: u64 = 3;
+/// A checkpoint that is not restored after this many times the gathering time is verified again.
+const GATHERINGS_BEFORE_SEEKING: u64 = 4;
 /// Bits of a lineage that count within an epoch.
 const LINEAGE_BITS: u32 = 20;
 
@@ -59,6 +62,11 @@ impl<N: Numerics> Coordinator<N> {
     /// The state comes from this checkpoint, unless shards that could go on have come back while it was looked for.
     pub(super) fn on_checkpoint_found(&mut self, now_ms: u64, version: Step) {
         self.seeking = false;
+        let restored_from = self.view.as_ref().map(|view| view.restored_from);
+        if self.phase == Phase::Restoring && restored_from == Some(version) {
+            // Still intact: shards only take their time.
+            return;
+        }
         self.committed = version;
         if self.config.num_steps > 0 && self.is_last(version) {
             return self.finish(now_ms);
@@ -177,11 +185,32 @@ impl<N: Numerics> Coordinator<N> {
             ..Default::default()
         };
         self.phase = Phase::Restoring;
+        self.restore_retry = Some(Retry::new(
+            now_ms,
+            GATHERINGS_BEFORE_SEEKING * self.config.gather_ms,
+        ));
         let shards = self.live(Role::Shard);
         let placements =
             placement::initial(self.config.num_blocks, &shards, self.config.replication);
         let restored_from = self.committed;
         self.publish(now_ms, placements, restored_from);
+    }
+
+    /// Shards that do not get done may be in front of an object that was damaged after it was verified: the store is asked again, and if
+    /// another checkpoint is the newest intact one now, that is restored instead.
+    pub(super) fn tend_restoring(&mut self, now_ms: u64) {
+        let restores = self
+            .view
+            .as_ref()
+            .is_some_and(|view| view.restored_from.0 > 0);
+        let due = self
+            .restore_retry
+            .as_mut()
+            .is_some_and(|retry| retry.fires(now_ms));
+        if restores && due {
+            self.seeking = true;
+            self.out.push(Effect::FindCheckpoint);
+        }
     }
 
     pub(super) fn on_view_ready(&mut self, now_ms: u64, from: Member, view: ViewId) {

@@ -168,3 +168,33 @@ fn a_rollback_waits_for_the_store_and_takes_what_is_intact_there() {
     assert_eq!(bench.take(late), NOTHING);
     assert_eq!(bench.coordinator.step(), Step(0));
 }
+
+#[test]
+fn a_checkpoint_that_is_damaged_while_it_is_restored_is_given_up() {
+    let mut bench = Bench::new(config());
+    bench.has_store = false;
+    bench.elect(2, 2, 2);
+    bench.hello(shard(0), empty());
+    bench.hello(shard(1), empty());
+    bench.tick(60_000);
+    bench.take(Event::CheckpointFound { version: Step(2) });
+    assert_eq!(bench.coordinator.phase(), Phase::Restoring);
+    let seeks = |bench: &mut Bench, now_ms| {
+        bench.now_ms = now_ms;
+        let effects = bench.coordinator.handle(now_ms, Event::Tick);
+        effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::FindCheckpoint))
+    };
+    let wait_ms = 4 * config().gather_ms;
+    assert!(!seeks(&mut bench, 60_000 + wait_ms / 2));
+    assert!(seeks(&mut bench, 60_000 + wait_ms));
+    // Intact: shards are only slow.
+    let line = bench.coordinator.view().map(|view| view.lineage);
+    bench.take(Event::CheckpointFound { version: Step(2) });
+    assert_eq!(bench.coordinator.view().map(|view| view.lineage), line);
+    assert!(seeks(&mut bench, 60_000 + 4 * wait_ms));
+    let said = bench.take(Event::CheckpointFound { version: Step(0) });
+    assert_eq!(said[0], "rollback 0 from 2");
+    assert_eq!(bench.coordinator.step(), Step(0));
+}
