@@ -6,6 +6,7 @@
 )]
 
 mod agent;
+mod audit;
 mod bad_input;
 mod kills;
 mod nodes;

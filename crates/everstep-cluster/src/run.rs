@@ -8,6 +8,7 @@ use std::time::Duration;
 use everstep_data::{Dataset, TokenBatch};
 use everstep_model::Model;
 use everstep_optim::{BlockState, Gradient, Layout, TrainingNumerics};
+use everstep_protocol::audit::AuditPlan;
 use everstep_protocol::coordinator::CoordinatorConfig;
 use everstep_protocol::{BlockId, Step, Task};
 use everstep_store::{Digest, RunIdentity, RunStore};
@@ -288,6 +289,15 @@ impl RunContext {
             gather_ms: self.timing.gather_ms,
             lease_ms: self.config.cluster.lease_ms,
             resend_ms: self.timing.resend_ms,
+            audit: self.audit_plan(),
+        }
+    }
+
+    /// Which slots are computed twice.
+    pub(crate) fn audit_plan(&self) -> AuditPlan {
+        AuditPlan {
+            seed: self.config.run.seed,
+            share: self.config.audit.share,
         }
     }
 
@@ -302,7 +312,7 @@ impl RunContext {
     /// The tokens of a task: a pure function of the dataset, the seed and the task.
     pub(crate) fn batch(&self, step: Step, task: Task) -> Result<TokenBatch, TrainError> {
         match task {
-            Task::Slot(slot) => self.data.batch(step.0, slot as usize),
+            Task::Slot(slot) | Task::Audit { slot, .. } => self.data.batch(step.0, slot as usize),
             Task::Evaluate(chunk) => self.data.evaluation_batch(u64::from(chunk)),
         }
     }

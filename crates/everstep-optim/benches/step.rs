@@ -11,6 +11,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use everstep_optim::{
     ComputeDtype, Gradient, Init, Layout, OptimizerConfig, ParameterSpec, TrainingNumerics,
 };
+use everstep_protocol::audit::AuditPlan;
 use everstep_protocol::coordinator::{self, CoordinatorConfig};
 use everstep_protocol::shard::{self, ShardConfig};
 use everstep_protocol::worker::{self, WorkerConfig};
@@ -70,6 +71,7 @@ impl Process {
             gather_ms: 1,
             lease_ms: 1_000_000,
             resend_ms: 1_000_000,
+            audit: AuditPlan::default(),
         };
         let me = member(Role::Shard);
         let shard = ShardConfig {
@@ -84,6 +86,7 @@ impl Process {
             num_slots: SLOTS,
             num_blocks,
             resend_ms: 1_000_000,
+            audit: AuditPlan::default(),
         };
         let gradient = |block: &everstep_optim::Block| {
             (0..block.len)
@@ -103,6 +106,7 @@ impl Process {
             epoch: Epoch(1),
             checkpoint: Step(0),
             high_water: Step(0),
+            quarantined: Vec::new(),
         });
         process.on_shard(shard::Event::Started);
         process.on_worker(worker::Event::Started);

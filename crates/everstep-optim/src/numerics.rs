@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use everstep_protocol::{BlockId, Decision, GradientReport, Numerics, Step};
+use everstep_protocol::{BlockId, Decision, Digest, GradientReport, Numerics, Step};
 
 use crate::buffer::BufferError;
 use crate::config::{ConfigError, OptimizerConfig};
@@ -175,6 +175,23 @@ impl Numerics for TrainingNumerics {
 
     fn parameters(&self, _block: BlockId, state: &BlockState) -> Parameters {
         Parameters::from_master(&state.parameters, self.compute_dtype)
+    }
+
+    /// The first half of BLAKE3 over every block's values, loss and tokens.
+    fn digest(&self, gradients: &[Gradient]) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        for gradient in gradients {
+            hasher.update(gradient.values.as_bytes());
+            hasher.update(&gradient.loss_sum.to_bits().to_le_bytes());
+            hasher.update(&gradient.tokens.to_le_bytes());
+        }
+        let mut bytes = hasher.finalize_xof();
+        let mut half = || {
+            let mut half = [0; 8];
+            bytes.fill(&mut half);
+            u64::from_le_bytes(half)
+        };
+        Digest([half(), half()])
     }
 }
 

@@ -19,6 +19,7 @@
 //! Everything here is soft state. What a leader must not forget is in the shards (state, reduced gradients), in the store
 //! (checkpoints) and in the metrics log (decided steps); a new leader asks for it.
 
+mod audit;
 mod checkpoint;
 mod leases;
 mod machine;
@@ -29,8 +30,9 @@ mod step;
 
 pub use machine::{Coordinator, Phase};
 
+use crate::audit::AuditPlan;
 use crate::ids::{BlockId, Epoch, Lineage, Member, Step};
-use crate::message::{Decision, Message, Numerics};
+use crate::message::{Decision, Digest, Message, Numerics};
 
 /// What a coordinator knows of the run; the same in every process.
 #[derive(Clone, Debug)]
@@ -57,6 +59,8 @@ pub struct CoordinatorConfig {
     pub lease_ms: u64,
     /// Unanswered messages are said again after this long.
     pub resend_ms: u64,
+    /// Which slots are computed twice.
+    pub audit: AuditPlan,
 }
 
 /// What happens to a coordinator.
@@ -71,6 +75,8 @@ pub enum Event<N: Numerics> {
         checkpoint: Step,
         /// One past the highest step ever decided, as far as this process can tell.
         high_water: Step,
+        /// Workers that this process knows to be quarantined.
+        quarantined: Vec<Member>,
     },
     /// A member said something.
     Message {
@@ -211,6 +217,30 @@ pub enum Note {
         to: Step,
         /// The highest step known before.
         from: Step,
+    },
+    /// Computations of one slot gave different digests.
+    AuditMismatch {
+        /// The step.
+        step: Step,
+        /// The slot.
+        slot: u32,
+        /// What each of them gave.
+        testimonies: Vec<(Member, Digest)>,
+    },
+    /// A worker's device lied.
+    WorkerQuarantined {
+        /// Who.
+        worker: Member,
+        /// The step.
+        step: Step,
+        /// The slot.
+        slot: u32,
+        /// What it said.
+        lied: Digest,
+        /// What the others agree on; `None` if it contradicted itself.
+        truth: Option<Digest>,
+        /// Whether it is leased nothing any more; otherwise it is the only worker, and what it said of the step is void.
+        permanent: bool,
     },
     /// A checkpoint could not be completed; the next one will be.
     CheckpointAbandoned {

@@ -59,8 +59,41 @@ impl Step {
 }
 
 /// A line of state. A declared rollback begins a new one; shards that still hold another line's state are empty in this one.
+///
+/// A repair continues a line under the next number: state stays, what was summed of the undecided step is void.
+/// Bits, from the top: epoch, rollback in this epoch ([`Self::PART_BITS`]), repair of this line ([`Self::PART_BITS`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lineage(pub u64);
+
+impl Lineage {
+    /// Bits of the number of a rollback in its epoch, and of a repair in its line.
+    pub const PART_BITS: u32 = 20;
+
+    /// The line that the `rollback`-th rollback of an epoch begins.
+    pub fn new(epoch: Epoch, rollback: u64) -> Self {
+        Self((epoch.0 << (2 * Self::PART_BITS)) | (rollback << Self::PART_BITS))
+    }
+
+    /// The epoch in which it began.
+    pub fn epoch(self) -> Epoch {
+        Epoch(self.0 >> (2 * Self::PART_BITS))
+    }
+
+    /// How often it was repaired.
+    pub fn repairs(self) -> u64 {
+        self.0 & ((1 << Self::PART_BITS) - 1)
+    }
+
+    /// The line before any repair: lines with equal roots share their decided steps.
+    pub fn root(self) -> Self {
+        Self(self.0 - self.repairs())
+    }
+
+    /// The line after one more repair.
+    pub fn repaired(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
 
 /// Number of a block in the run's layout.
 pub type BlockId = u32;

@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod allegiance;
+pub mod audit;
 pub mod coordinator;
 pub mod ids;
 pub mod message;
@@ -20,7 +21,8 @@ pub mod worker;
 pub use coordinator::Coordinator;
 pub use ids::{BlockId, Epoch, Lineage, Member, Role, SlotRange, Step};
 pub use message::{
-    BlockStatus, Decision, GradientReport, Message, Numerics, Placement, Status, Task, View, ViewId,
+    BlockStatus, Decision, Digest, GradientReport, Message, Numerics, Placement, Repair, Status,
+    Task, Testimony, View, ViewId,
 };
 pub use shard::Shard;
 pub use tree::TreeSum;

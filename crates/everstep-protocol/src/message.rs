@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::ids::{BlockId, Epoch, Lineage, SlotRange, Step};
-pub use crate::view::{Placement, ReplicaRole, View, ViewId};
+use crate::ids::{BlockId, Epoch, Lineage, Member, SlotRange, Step};
+pub use crate::view::{Placement, Repair, ReplicaRole, View, ViewId};
 
 /// The arithmetic behind the protocol. The machines decide when something is summed or applied; this decides what that
 /// means. The trainer's implementation works on `f32` blocks, the simulator's on a toy with a known result.
@@ -32,6 +32,29 @@ pub trait Numerics {
     );
     /// The parameters that workers read.
     fn parameters(&self, block: BlockId, state: &Self::State) -> Self::Parameters;
+    /// A digest of a slot's gradient over all blocks, in block order: what audits compare.
+    fn digest(&self, gradients: &[Self::Gradient]) -> Digest;
+}
+
+/// 128 bits of a digest of a slot's gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u64; 2]);
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}{:016x}", self.0[0], self.0[1])
+    }
+}
+
+/// What a worker's gradient of an audited slot was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Testimony {
+    /// The slot.
+    pub slot: u32,
+    /// The worker that computed it.
+    pub worker: Member,
+    /// Its digest.
+    pub digest: Digest,
 }
 
 /// What a primary tells the leader of a block's complete gradient. `loss_sum` and `tokens` are the same in every block's
@@ -85,6 +108,8 @@ pub enum Status {
         lineage: Lineage,
         /// Its blocks; empty after a start.
         blocks: Vec<BlockStatus>,
+        /// Workers that it knows to be quarantined, in any life.
+        quarantined: Vec<Member>,
     },
     /// A worker's partial sums that are not known to be committed.
     Worker {
@@ -97,6 +122,15 @@ pub enum Status {
     },
 }
 
+impl Status {
+    /// The member's line of state.
+    pub fn lineage(&self) -> Lineage {
+        match self {
+            Status::Shard { lineage, .. } | Status::Worker { lineage, .. } => *lineage,
+        }
+    }
+}
+
 /// A unit of work at one version of the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Task {
@@ -104,6 +138,13 @@ pub enum Task {
     Slot(u32),
     /// Loss of a chunk of the validation split.
     Evaluate(u32),
+    /// Gradient of a slot once more, of which only the digest is told.
+    Audit {
+        /// The slot.
+        slot: u32,
+        /// Tells computations of one slot by one worker apart.
+        run: u32,
+    },
 }
 
 /// Everything that members say. Facts that a rollback takes back carry their line of state, so that a late one is told from a new one;
@@ -169,6 +210,17 @@ pub enum Message<N: Numerics> {
         /// Number of target tokens.
         tokens: u64,
     },
+    /// Worker to leader: the digest of a slot that it was asked to audit.
+    Audited {
+        /// The step.
+        step: Step,
+        /// The slot.
+        slot: u32,
+        /// Which of the computations that were asked for.
+        run: u32,
+        /// The digest.
+        digest: Digest,
+    },
     /// Primary to leader: a block's gradient is complete and on all replicas of the view.
     Reduced {
         /// The view in which the replicas are counted.
@@ -179,11 +231,13 @@ pub enum Message<N: Numerics> {
         block: BlockId,
         /// Its report.
         report: GradientReport,
+        /// Whose gradients of audited slots are in the sums of these replicas.
+        testimonies: Vec<Testimony>,
     },
     /// Leader to shards and workers: what becomes of a step.
     Decide {
-        /// The leader's epoch.
-        epoch: Epoch,
+        /// The leader's view.
+        view: ViewId,
         /// The line of state.
         lineage: Lineage,
         /// The step.
@@ -253,6 +307,8 @@ pub enum Message<N: Numerics> {
         block: BlockId,
         /// The sum.
         gradient: N::Gradient,
+        /// Digests of the range's audited slots.
+        digests: Vec<(u32, Digest)>,
     },
     /// Primary to worker.
     PartialAck {
@@ -277,6 +333,8 @@ pub enum Message<N: Numerics> {
         block: BlockId,
         /// The sum.
         gradient: N::Gradient,
+        /// Whose gradients of audited slots are in it.
+        testimonies: Vec<Testimony>,
     },
     /// Backup to primary: it holds the reduced gradient of `step`, or is past it.
     ReplicateAck {
@@ -286,6 +344,8 @@ pub enum Message<N: Numerics> {
         step: Step,
         /// The block.
         block: BlockId,
+        /// Whose gradients of audited slots are in what it holds.
+        testimonies: Vec<Testimony>,
     },
     /// Joining or lagging replica to primary: wants a whole block.
     SeedRequest {

@@ -19,6 +19,8 @@ pub enum Purpose {
     Evaluation = 5,
     /// Faults of a simulated or real chaos run; coordinates: index of the fault.
     Fault = 6,
+    /// Choice of audited slots; coordinates: step, slot.
+    Audit = 7,
 }
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

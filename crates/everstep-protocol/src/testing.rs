@@ -1,7 +1,8 @@
 //! A toy that spells out what was summed and applied, and short names for members and views.
 
 use crate::ids::{BlockId, Epoch, Lineage, Member, Role, Step};
-use crate::message::{Decision, GradientReport, Numerics, Placement, View, ViewId};
+use crate::message::{Decision, Digest, GradientReport, Numerics, Placement, View, ViewId};
+use crate::random::mix;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Words;
@@ -39,6 +40,15 @@ impl Numerics for Words {
 
     fn parameters(&self, _block: BlockId, state: &String) -> String {
         state.clone()
+    }
+
+    fn digest(&self, gradients: &[String]) -> Digest {
+        let text = gradients.concat();
+        let hash = |seed| {
+            text.bytes()
+                .fold(seed, |hash, byte| mix(hash ^ u64::from(byte)))
+        };
+        Digest([hash(1), hash(2)])
     }
 }
 
@@ -97,7 +107,7 @@ pub(crate) fn placement(primary: u32, backups: &[u32], joining: &[u32]) -> Place
     }
 }
 
-pub(crate) const LINE: Lineage = Lineage(1 << 20);
+pub(crate) const LINE: Lineage = Lineage(1 << 40);
 
 /// A view of epoch 1.
 pub(crate) fn view(number: u64, placements: Vec<Placement>) -> View {
@@ -107,6 +117,8 @@ pub(crate) fn view(number: u64, placements: Vec<Placement>) -> View {
         leader: coordinator(0),
         lineage: LINE,
         restored_from: Step(0),
+        repair: None,
+        quarantined: Vec::new(),
         placements,
     }
 }

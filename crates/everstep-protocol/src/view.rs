@@ -27,8 +27,21 @@ pub struct View {
     /// Where that line began: a primary or backup that does not hold a block in `lineage` loads it from this checkpoint
     /// (version 0: initial weights).
     pub restored_from: Step,
+    /// What the last repair of that line made void, if there was one.
+    pub repair: Option<Repair>,
+    /// Workers whose devices lied, in the life in which they did. No life of them is leased anything.
+    pub quarantined: Vec<Member>,
     /// Placement by block.
     pub placements: Vec<Placement>,
+}
+
+/// What a repair makes void.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repair {
+    /// Sums of this step, which is not decided, and later ones are void.
+    pub from: Step,
+    /// Whether workers' gradients are void too.
+    pub recompute: bool,
 }
 
 impl View {
@@ -38,6 +51,11 @@ impl View {
             epoch: self.epoch,
             number: self.number,
         }
+    }
+
+    /// Whether the device of this worker, in any life, has lied.
+    pub fn is_quarantined(&self, worker: Member) -> bool {
+        self.quarantined.iter().any(|liar| liar.same_actor(&worker))
     }
 }
 

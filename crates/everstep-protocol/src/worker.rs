@@ -20,6 +20,7 @@ mod tasks;
 
 pub use machine::Worker;
 
+use crate::audit::AuditPlan;
 use crate::ids::{BlockId, Member, Step};
 use crate::message::{Message, Numerics, Task};
 
@@ -34,6 +35,8 @@ pub struct WorkerConfig {
     pub num_blocks: u32,
     /// Unanswered messages are said again after this long.
     pub resend_ms: u64,
+    /// Which slots are computed twice: their digests are told.
+    pub audit: AuditPlan,
 }
 
 /// What happens to a worker.

@@ -13,7 +13,7 @@ use crate::outcome::Recovery;
 use crate::phase::Phase;
 use crate::process::Machine;
 use crate::store::Write;
-use crate::toy::{Toy, evaluate, slot_gradient};
+use crate::toy::{Toy, evaluate, lie, slot_gradient};
 use crate::weather::Condition;
 use crate::world::{Happening, Local, World};
 
@@ -296,6 +296,20 @@ impl World<'_> {
                 self.count(Recovery::Rollback);
                 self.shake();
             }
+            Note::AuditMismatch { .. } => self.count(Recovery::AuditMismatch),
+            Note::WorkerQuarantined {
+                worker, permanent, ..
+            } => {
+                if !self.liars.contains(&worker.index) {
+                    self.violate(format!("honest {worker} was accused"));
+                }
+                self.count(if permanent {
+                    Recovery::WorkerQuarantined
+                } else {
+                    Recovery::StepRecomputed
+                });
+                self.shake();
+            }
             Note::CheckpointAbandoned { .. } | Note::CheckpointSuperseded { .. } => {
                 self.count(Recovery::CheckpointAbandoned);
             }
@@ -435,11 +449,27 @@ impl World<'_> {
             .map(|(_, parameters)| *parameters)
             .collect();
         Some(match task {
-            Task::Slot(slot) => WorkerEvent::Computed {
-                step,
-                slot,
-                gradients: slot_gradient(&parameters, step, slot),
-            },
+            Task::Slot(slot) | Task::Audit { slot, .. } => {
+                let mut gradients = slot_gradient(&parameters, step, slot);
+                let host = self.actors[actor].host;
+                let permille = self
+                    .weather
+                    .strength(Condition::LyingWorker, host, self.now_ms);
+                // Only where it is found, so that every seed has a known result.
+                if permille > 0
+                    && self.audit().covers(step, slot)
+                    && self.random.below(1000) < permille
+                {
+                    self.count_fault(Fault::LyingWorker);
+                    self.liars.insert(self.actors[actor].member.index);
+                    lie(&mut gradients, self.random.next_u64());
+                }
+                WorkerEvent::Computed {
+                    step,
+                    slot,
+                    gradients,
+                }
+            }
             Task::Evaluate(chunk) => {
                 let (loss_sum, tokens) = evaluate(&parameters, step, chunk);
                 WorkerEvent::Evaluated {

@@ -68,6 +68,8 @@ pub enum Fault {
     SlowLink,
     /// A worker computes many times slower than the others.
     SlowWorker,
+    /// A worker's device flips a bit of audited slots' gradients, another one each time.
+    LyingWorker,
     /// A process starts long after the run has begun.
     LateJoin,
     /// The store is slow.
@@ -89,7 +91,7 @@ pub enum Fault {
 impl Fault {
     /// All kinds.
     pub fn all() -> impl Iterator<Item = Fault> {
-        const PLAIN: [Fault; 36] = [
+        const PLAIN: [Fault; 37] = [
             Fault::KillWorker,
             Fault::KillShard,
             Fault::KillCoordinator,
@@ -118,6 +120,7 @@ impl Fault {
             Fault::Tear,
             Fault::SlowLink,
             Fault::SlowWorker,
+            Fault::LyingWorker,
             Fault::LateJoin,
             Fault::SlowStore,
             Fault::StoreOutage,
@@ -166,6 +169,7 @@ impl Fault {
             | Action::Corrupt { .. }
             | Action::SlowLink { .. }
             | Action::SlowWorker { .. }
+            | Action::LyingWorker { .. }
             | Action::StoreOutage { .. }
             | Action::LostReply { .. }
             | Action::StaleList { .. }

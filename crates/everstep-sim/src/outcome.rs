@@ -36,11 +36,17 @@ pub enum Recovery {
     CheckpointAbandoned,
     /// A process loaded a checkpoint other than the initial weights.
     CheckpointLoaded,
+    /// Digests of an audited slot differed.
+    AuditMismatch,
+    /// A worker that lied was quarantined, and its step repaired.
+    WorkerQuarantined,
+    /// The only worker lied, and its step was computed again.
+    StepRecomputed,
 }
 
 impl Recovery {
     /// All kinds.
-    pub const ALL: [Recovery; 12] = [
+    pub const ALL: [Recovery; 15] = [
         Recovery::SlotsReleased,
         Recovery::SlotsDoubled,
         Recovery::ShardPromoted,
@@ -53,6 +59,9 @@ impl Recovery {
         Recovery::CheckpointCommitted,
         Recovery::CheckpointAbandoned,
         Recovery::CheckpointLoaded,
+        Recovery::AuditMismatch,
+        Recovery::WorkerQuarantined,
+        Recovery::StepRecomputed,
     ];
 }
 

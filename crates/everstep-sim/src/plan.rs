@@ -67,6 +67,8 @@ pub struct Workload {
     pub evaluate_every: u64,
     /// Chunks of an evaluation.
     pub num_chunks: u32,
+    /// Share of slots that are audited, in thousandths.
+    pub audit_permille: u64,
 }
 
 impl Default for Workload {
@@ -78,6 +80,7 @@ impl Default for Workload {
             checkpoint_every: 4,
             evaluate_every: 0,
             num_chunks: 2,
+            audit_permille: 0,
         }
     }
 }
@@ -209,6 +212,13 @@ pub enum Action {
         /// How many times.
         factor: u64,
     },
+    /// Devices of target workers flip a bit of a gradient now and then, in slots that are audited.
+    LyingWorker {
+        /// How long.
+        for_ms: u64,
+        /// Share of those slots, in thousandths.
+        permille: u64,
+    },
     /// The target processes start that long after the others, whatever the fault's moment.
     LateJoin {
         /// When.
@@ -322,6 +332,7 @@ impl Action {
                 | Action::Corrupt { .. }
                 | Action::SlowLink { .. }
                 | Action::SlowWorker { .. }
+                | Action::LyingWorker { .. }
                 | Action::SlowStore { .. }
                 | Action::StoreOutage { .. }
                 | Action::LostReply { .. }
@@ -344,6 +355,7 @@ impl Action {
             | Action::Corrupt { for_ms, .. }
             | Action::SlowLink { for_ms, .. }
             | Action::SlowWorker { for_ms, .. }
+            | Action::LyingWorker { for_ms, .. }
             | Action::SlowStore { for_ms, .. }
             | Action::StoreOutage { for_ms }
             | Action::LostReply { for_ms, .. }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use everstep_protocol::audit::AuditPlan;
 use everstep_protocol::coordinator::CoordinatorConfig;
 use everstep_protocol::shard::ShardConfig;
 use everstep_protocol::worker::WorkerConfig;
@@ -65,6 +66,14 @@ pub(crate) struct Host {
 }
 
 impl World<'_> {
+    /// Which slots are computed twice.
+    pub(crate) fn audit(&self) -> AuditPlan {
+        AuditPlan {
+            seed: self.seed,
+            share: self.plan.workload.audit_permille as f64 / 1000.0,
+        }
+    }
+
     /// A new life begins, with nothing but its number.
     pub(crate) fn start(&mut self, actor: usize) {
         if self.actors[actor].over {
@@ -75,6 +84,7 @@ impl World<'_> {
             incarnation: self.actors[actor].member.incarnation + 1,
             ..self.actors[actor].member
         };
+        let audit = self.audit();
         let machine = match me.role {
             Role::Coordinator => Machine::Coordinator(Box::new(Coordinator::new(
                 CoordinatorConfig {
@@ -89,6 +99,7 @@ impl World<'_> {
                     gather_ms: GATHER_MS,
                     lease_ms: LEASE_MS,
                     resend_ms: RESEND_MS,
+                    audit,
                 },
                 me,
                 Toy,
@@ -108,6 +119,7 @@ impl World<'_> {
                     num_slots: workload.num_slots,
                     num_blocks: workload.num_blocks,
                     resend_ms: RESEND_MS,
+                    audit,
                 },
                 Toy,
             ))),

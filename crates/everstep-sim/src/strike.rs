@@ -382,6 +382,9 @@ impl World<'_> {
             Action::SlowWorker { for_ms, factor } => {
                 self.begin_window(Condition::SlowWorker, target, &hosts, for_ms, factor);
             }
+            Action::LyingWorker { for_ms, permille } => {
+                self.begin_window(Condition::LyingWorker, target, &hosts, for_ms, permille);
+            }
             Action::SlowStore { for_ms, max_ms } => {
                 self.begin_window(Condition::SlowStore, Target::All, &hosts, for_ms, max_ms);
             }

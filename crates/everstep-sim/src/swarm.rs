@@ -332,6 +332,7 @@ impl Plan {
                 checkpoint_every: draw.between(0, 5),
                 evaluate_every: draw.between(0, 4),
                 num_chunks: draw.between(1, 5) as u32,
+                audit_permille: 0,
             },
             timing: Timing {
                 latency_max_ms: draw.between(1, 10),
@@ -398,6 +399,18 @@ impl Plan {
                 Moment::At(draw.between(0, chaos_ms))
             };
             plan.push(action, target, moment);
+        }
+        let mut lies = Draw(Stream::new(seed, Purpose::Fault, &[2]));
+        if lies.one_in(rarity) {
+            plan.workload.audit_permille = lies.of(&[1000, 1000, 500]);
+            let action = Action::LyingWorker {
+                for_ms: chaos_ms,
+                permille: lies.of(&[50, 300, 600]),
+            };
+            let liar = Target::Actor(Role::Worker, num_workers - 1);
+            plan.push(action, liar, Moment::At(30));
+        } else if lies.one_in(4) {
+            plan.workload.audit_permille = 300;
         }
         plan
     }

@@ -2,7 +2,7 @@
 //! so a slot that is missing, doubled or out of order changes every bit after it.
 
 use everstep_protocol::random::mix;
-use everstep_protocol::{BlockId, Decision, GradientReport, Numerics, SlotRange, Step};
+use everstep_protocol::{BlockId, Decision, Digest, GradientReport, Numerics, SlotRange, Step};
 
 /// The toy's arithmetic.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +82,14 @@ impl Numerics for Toy {
     fn parameters(&self, block: BlockId, state: &u64) -> u64 {
         chain(&[*state, u64::from(block), 99])
     }
+
+    fn digest(&self, gradients: &[Gradient]) -> Digest {
+        let parts: Vec<u64> = gradients
+            .iter()
+            .flat_map(|block| [block.hash, block.num_slots, block.loss_sum.to_bits()])
+            .collect();
+        Digest([chain(&parts), chain(&[chain(&parts), 11])])
+    }
 }
 
 /// Initial weights of a block.
@@ -102,6 +110,13 @@ pub fn slot_gradient(parameters: &[u64], step: Step, slot: u32) -> Vec<Gradient>
             }
         })
         .collect()
+}
+
+/// What a lying device makes of a gradient. Real ones flip one bit of very many; here any of 2^63 lies, so that the same one does not
+/// come twice: a worker that is alone is only found out if it does not repeat itself.
+pub(crate) fn lie(gradients: &mut [Gradient], draw: u64) {
+    let block = (draw >> 32) as usize % gradients.len();
+    gradients[block].hash ^= draw | 1;
 }
 
 /// Loss sum and tokens of a validation chunk.

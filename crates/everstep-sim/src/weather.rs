@@ -12,6 +12,7 @@ pub(crate) enum Condition {
     Corrupt,
     SlowLink,
     SlowWorker,
+    LyingWorker,
     SlowStore,
     StoreOutage,
     LostReply,

@@ -1,6 +1,6 @@
 //! The simulated cluster: processes, virtual time, and the queue of what happens next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use everstep_protocol::coordinator::Event as CoordinatorEvent;
 use everstep_protocol::random::{Purpose, Stream};
@@ -103,6 +103,8 @@ pub(crate) struct World<'a> {
     /// For the minimiser's test: after a recovery of this kind and a fault of that kind, the next decision counts as a violation.
     #[cfg(test)]
     pub(crate) forbidden: Option<(Fault, Recovery)>,
+    /// Workers, by index, whose devices have lied.
+    pub(crate) liars: BTreeSet<u32>,
     /// The run must have finished by then.
     bound_ms: u64,
     pub(crate) trace: Option<&'a mut dyn FnMut(String)>,
@@ -183,6 +185,7 @@ impl<'a> World<'a> {
             actors,
             hosts,
             is_finished: false,
+            liars: BTreeSet::new(),
             trace,
         };
         world.prepare();

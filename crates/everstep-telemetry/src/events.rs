@@ -214,7 +214,8 @@ pub enum Event {
         epoch: u64,
         slot: u64,
         lied: String,
-        truth: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        truth: Option<String>,
         permanent: bool,
     },
     /// Loss on held-out text with the parameters after `step`; `tokens` is how many were scored.

@@ -8,7 +8,7 @@ use crate::run_config::RunConfig;
 
 /// Fields, and sections, that decide the final weights. Everything else (evaluation, checkpoints, replication, threads, where
 /// to stop) may change when a run goes on.
-const NUMERIC: [&str; 10] = [
+const NUMERIC: [&str; 9] = [
     "run.seed",
     "run.steps",
     "run.determinism",
@@ -18,7 +18,6 @@ const NUMERIC: [&str; 10] = [
     "optimizer.",
     "compute.dtype",
     "cluster.block_params",
-    "policy.loss_spike.",
 ];
 
 /// Fields whose effect the dataset's digest stands for: the same text elsewhere is the same run.

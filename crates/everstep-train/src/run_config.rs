@@ -8,7 +8,7 @@ use everstep_optim::OptimizerConfig;
 use serde::Serialize;
 
 use crate::error::RunFileError;
-use crate::safeguards::{AuditConfig, ChaosConfig, PolicyConfig};
+use crate::safeguards::{AuditConfig, ChaosConfig};
 use crate::sections::{
     BatchConfig, CheckpointConfig, ClusterConfig, ComputeConfig, EvaluationConfig,
     OptimizerSection, RunFile, RunSection,
@@ -38,8 +38,6 @@ pub struct RunConfig {
     pub cluster: ClusterConfig,
     /// Slots that are computed twice and compared.
     pub audit: AuditConfig,
-    /// What becomes of a step whose gradient or loss is bad.
-    pub policy: PolicyConfig,
     /// Faults made on purpose.
     pub chaos: ChaosConfig,
 }
@@ -84,7 +82,6 @@ impl RunConfig {
             checkpoint,
             cluster,
             audit,
-            policy,
             chaos,
         } = sections;
         Ok(Self {
@@ -98,7 +95,6 @@ impl RunConfig {
             checkpoint,
             cluster,
             audit,
-            policy,
             chaos,
         })
     }

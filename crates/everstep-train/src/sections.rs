@@ -7,7 +7,7 @@ use everstep_model::ModelConfig;
 use everstep_optim::{ComputeDtype, Schedule};
 use serde::{Deserialize, Serialize};
 
-use crate::safeguards::{AuditConfig, ChaosConfig, PolicyConfig};
+use crate::safeguards::{AuditConfig, ChaosConfig};
 
 /// A run file before it is checked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,9 +38,6 @@ pub struct RunFile {
     /// Slots that are computed twice and compared.
     #[serde(default)]
     pub audit: AuditConfig,
-    /// What becomes of a step whose gradient or loss is bad.
-    #[serde(default)]
-    pub policy: PolicyConfig,
     /// Faults made on purpose.
     #[serde(default)]
     pub chaos: ChaosConfig,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use everstep_optim::TrainingNumerics;
 use everstep_protocol::coordinator::{Effect, Event, Note};
-use everstep_protocol::{Coordinator, Decision, Epoch, Member, Message, Role, Step};
+use everstep_protocol::{Coordinator, Decision, Digest, Epoch, Member, Message, Role, Step};
 use everstep_telemetry::names::{metric, span};
 use everstep_telemetry::{MetricsLog, StepMetrics, TensorBoard};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -194,6 +194,7 @@ impl Actor for CoordinatorActor {
                         epoch: Epoch(epoch),
                         checkpoint: Step(checkpoint),
                         high_water,
+                        quarantined: Vec::new(),
                     },
                 )
             }
@@ -622,6 +623,41 @@ impl CoordinatorState {
                     to_step: to.0,
                     epoch,
                     reason,
+                });
+            }
+            Note::AuditMismatch {
+                step,
+                slot,
+                testimonies,
+            } => {
+                let said = |(worker, digest): &(Member, Digest)| format!("{worker}: {digest}");
+                self.context.event(&Log::AuditMismatch {
+                    step: step.0,
+                    epoch,
+                    slot: u64::from(slot),
+                    digests: testimonies.iter().map(said).collect(),
+                });
+            }
+            Note::WorkerQuarantined {
+                worker,
+                step,
+                slot,
+                lied,
+                truth,
+                permanent,
+            } => {
+                let (process, node) = self.whereabouts(worker);
+                tracing::error!(%worker, process, node, step = step.0, slot, "a device lied");
+                self.context.event(&Log::WorkerQuarantined {
+                    worker: worker.to_string(),
+                    process,
+                    node,
+                    step: step.0,
+                    epoch,
+                    slot: u64::from(slot),
+                    lied: lied.to_string(),
+                    truth: truth.map(|truth| truth.to_string()),
+                    permanent,
                 });
             }
             Note::CheckpointAbandoned { version } => {

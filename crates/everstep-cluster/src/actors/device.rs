@@ -108,7 +108,7 @@ fn serve(
             } => {
                 context.disturb_device(step);
                 let message = match task {
-                    Task::Slot(slot) => {
+                    Task::Slot(slot) | Task::Audit { slot, .. } => {
                         let span = tracing::info_span!(span::FORWARD_BACKWARD, step = step.0, slot);
                         trace.adopt(&span);
                         let _entered = span.enter();

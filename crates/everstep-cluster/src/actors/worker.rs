@@ -93,6 +93,7 @@ impl Actor for WorkerActor {
             num_slots: context.run.num_slots(),
             num_blocks: context.run.num_blocks(),
             resend_ms: context.run.timing.resend_ms,
+            audit: context.run.audit_plan(),
         };
         let device = Device::start(context.clone(), myself.clone())?;
         let inbox = myself.clone();

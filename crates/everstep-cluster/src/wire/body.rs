@@ -49,6 +49,7 @@ pub(super) enum Status {
     Shard {
         lineage: u64,
         blocks: Vec<BlockStatus>,
+        quarantined: Vec<Member>,
     },
     Worker {
         lineage: u64,
@@ -71,14 +72,26 @@ pub(super) struct View {
     pub(super) leader: Member,
     pub(super) lineage: u64,
     pub(super) restored_from: u64,
+    /// Step from which sums are void, and whether gradients are void too.
+    pub(super) repair: Option<(u64, bool)>,
+    pub(super) quarantined: Vec<Member>,
     pub(super) placements: Vec<Placement>,
 }
 
 #[derive(Archive, Serialize, Deserialize, Debug)]
 pub(super) struct Task {
-    /// 0: slot, 1: evaluation chunk.
+    /// 0: slot, 1: evaluation chunk, 2: audit of a slot.
     pub(super) kind: u8,
     pub(super) index: u32,
+    /// Of an audit, else 0.
+    pub(super) run: u32,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) struct Testimony {
+    pub(super) slot: u32,
+    pub(super) worker: Member,
+    pub(super) digest: [u64; 2],
 }
 
 #[derive(Archive, Serialize, Deserialize, Debug)]
@@ -132,9 +145,11 @@ pub(super) enum Body {
         step: u64,
         block: u32,
         report: Report,
+        testimonies: Vec<Testimony>,
     },
     Decide {
         epoch: u64,
+        number: u64,
         lineage: u64,
         step: u64,
         decision: Decision,
@@ -174,6 +189,7 @@ pub(super) enum Body {
         block: u32,
         loss_sum: f64,
         tokens: u64,
+        digests: Vec<(u32, [u64; 2])>,
     },
     PartialAck {
         lineage: u64,
@@ -188,11 +204,13 @@ pub(super) enum Body {
         block: u32,
         loss_sum: f64,
         tokens: u64,
+        testimonies: Vec<Testimony>,
     },
     ReplicateAck {
         lineage: u64,
         step: u64,
         block: u32,
+        testimonies: Vec<Testimony>,
     },
     SeedRequest {
         lineage: u64,
@@ -216,5 +234,11 @@ pub(super) enum Body {
     Batch {
         step: u64,
         task: Task,
+    },
+    Audited {
+        step: u64,
+        slot: u32,
+        run: u32,
+        digest: [u64; 2],
     },
 }

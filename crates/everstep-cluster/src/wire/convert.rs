@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use everstep_data::TokenBatch;
-use everstep_protocol::{Decision, Epoch, Lineage, Message, Step, ViewId};
+use everstep_protocol::{Decision, Digest, Epoch, Lineage, Message, Step, ViewId};
 use everstep_telemetry::TraceContext;
 
 use super::body::{self, Body};
 use super::parts::{
     address_from_wire, address_to_wire, dtype_to_wire, range, report_from_wire, report_to_wire,
-    status_from_wire, status_to_wire, task_from_wire, task_to_wire, view_from_wire, view_to_wire,
+    status_from_wire, status_to_wire, task_from_wire, task_to_wire, testimonies_from_wire,
+    testimonies_to_wire, view_from_wire, view_to_wire,
 };
 use super::{Envelope, WireError};
 use crate::message::{ClusterMessage, StepMessage};
@@ -105,15 +106,28 @@ fn step_to_wire(message: StepMessage) -> Body {
             step,
             block,
             report,
+            testimonies,
         } => Body::Reduced {
             epoch: view.epoch.0,
             number: view.number,
             step: step.0,
             block,
             report: report_to_wire(report),
+            testimonies: testimonies_to_wire(testimonies),
+        },
+        Message::Audited {
+            step,
+            slot,
+            run,
+            digest,
+        } => Body::Audited {
+            step: step.0,
+            slot,
+            run,
+            digest: digest.0,
         },
         Message::Decide {
-            epoch,
+            view,
             lineage,
             step,
             decision,
@@ -134,7 +148,8 @@ fn step_to_wire(message: StepMessage) -> Body {
                 tokens,
             };
             Body::Decide {
-                epoch: epoch.0,
+                epoch: view.epoch.0,
+                number: view.number,
                 lineage: lineage.0,
                 step: step.0,
                 decision,
@@ -183,6 +198,7 @@ fn step_to_wire(message: StepMessage) -> Body {
             range,
             block,
             gradient,
+            digests,
         } => Body::Partial {
             lineage: lineage.0,
             step: step.0,
@@ -191,6 +207,10 @@ fn step_to_wire(message: StepMessage) -> Body {
             block,
             loss_sum: gradient.loss_sum,
             tokens: gradient.tokens,
+            digests: digests
+                .into_iter()
+                .map(|(slot, digest)| (slot, digest.0))
+                .collect(),
         },
         Message::PartialAck {
             lineage,
@@ -209,21 +229,25 @@ fn step_to_wire(message: StepMessage) -> Body {
             step,
             block,
             gradient,
+            testimonies,
         } => Body::Replicate {
             lineage: lineage.0,
             step: step.0,
             block,
             loss_sum: gradient.loss_sum,
             tokens: gradient.tokens,
+            testimonies: testimonies_to_wire(testimonies),
         },
         Message::ReplicateAck {
             lineage,
             step,
             block,
+            testimonies,
         } => Body::ReplicateAck {
             lineage: lineage.0,
             step: step.0,
             block,
+            testimonies: testimonies_to_wire(testimonies),
         },
         Message::SeedRequest { lineage, block } => Body::SeedRequest {
             lineage: lineage.0,
@@ -354,6 +378,7 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
             step,
             block,
             report,
+            testimonies,
         } => Message::Reduced {
             view: ViewId {
                 epoch: Epoch(epoch),
@@ -362,9 +387,22 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
             step: Step(step),
             block,
             report: report_from_wire(&report),
+            testimonies: testimonies_from_wire(&testimonies)?,
+        },
+        Body::Audited {
+            step,
+            slot,
+            run,
+            digest,
+        } => Message::Audited {
+            step: Step(step),
+            slot,
+            run,
+            digest: Digest(digest),
         },
         Body::Decide {
             epoch,
+            number,
             lineage,
             step,
             decision,
@@ -385,7 +423,10 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
                 tokens,
             };
             Message::Decide {
-                epoch: Epoch(epoch),
+                view: ViewId {
+                    epoch: Epoch(epoch),
+                    number,
+                },
                 lineage: Lineage(lineage),
                 step: Step(step),
                 decision,
@@ -438,12 +479,17 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
             block,
             loss_sum,
             tokens,
+            digests,
         } => Message::Partial {
             lineage: Lineage(lineage),
             step: Step(step),
             range: range(start, end)?,
             block,
             gradient: super::gradient(tensor(payload)?, loss_sum, tokens)?,
+            digests: digests
+                .into_iter()
+                .map(|(slot, digest)| (slot, Digest(digest)))
+                .collect(),
         },
         Body::PartialAck {
             lineage,
@@ -463,20 +509,24 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
             block,
             loss_sum,
             tokens,
+            testimonies,
         } => Message::Replicate {
             lineage: Lineage(lineage),
             step: Step(step),
             block,
             gradient: super::gradient(tensor(payload)?, loss_sum, tokens)?,
+            testimonies: testimonies_from_wire(&testimonies)?,
         },
         Body::ReplicateAck {
             lineage,
             step,
             block,
+            testimonies,
         } => Message::ReplicateAck {
             lineage: Lineage(lineage),
             step: Step(step),
             block,
+            testimonies: testimonies_from_wire(&testimonies)?,
         },
         Body::SeedRequest { lineage, block } => Message::SeedRequest {
             lineage: Lineage(lineage),

@@ -2,8 +2,8 @@
 
 use everstep_optim::ComputeDtype;
 use everstep_protocol::{
-    BlockStatus, Epoch, GradientReport, Lineage, Member, Placement, Role, SlotRange, Status, Step,
-    Task, View,
+    BlockStatus, Digest, Epoch, GradientReport, Lineage, Member, Placement, Repair, Role,
+    SlotRange, Status, Step, Task, Testimony, View,
 };
 
 use super::WireError;
@@ -84,10 +84,47 @@ pub(super) fn members_from_wire(wire: &[body::Member]) -> Result<Vec<Member>, Wi
     wire.iter().map(member_from_wire).collect()
 }
 
+fn members_to_wire(members: Vec<Member>) -> Vec<body::Member> {
+    members.into_iter().map(member_to_wire).collect()
+}
+
+pub(super) fn testimonies_to_wire(testimonies: Vec<Testimony>) -> Vec<body::Testimony> {
+    let to_wire = |testimony: Testimony| body::Testimony {
+        slot: testimony.slot,
+        worker: member_to_wire(testimony.worker),
+        digest: testimony.digest.0,
+    };
+    testimonies.into_iter().map(to_wire).collect()
+}
+
+pub(super) fn testimonies_from_wire(wire: &[body::Testimony]) -> Result<Vec<Testimony>, WireError> {
+    let from_wire = |wire: &body::Testimony| {
+        Ok(Testimony {
+            slot: wire.slot,
+            worker: member_from_wire(&wire.worker)?,
+            digest: Digest(wire.digest),
+        })
+    };
+    wire.iter().map(from_wire).collect()
+}
+
 pub(super) fn task_to_wire(task: Task) -> body::Task {
     match task {
-        Task::Slot(index) => body::Task { kind: 0, index },
-        Task::Evaluate(index) => body::Task { kind: 1, index },
+        Task::Slot(index) => body::Task {
+            kind: 0,
+            index,
+            run: 0,
+        },
+        Task::Audit { slot, run } => body::Task {
+            kind: 2,
+            index: slot,
+            run,
+        },
+        Task::Evaluate(index) => body::Task {
+            kind: 1,
+            index,
+            run: 0,
+        },
     }
 }
 
@@ -95,6 +132,10 @@ pub(super) fn task_from_wire(wire: &body::Task) -> Result<Task, WireError> {
     match wire.kind {
         0 => Ok(Task::Slot(wire.index)),
         1 => Ok(Task::Evaluate(wire.index)),
+        2 => Ok(Task::Audit {
+            slot: wire.index,
+            run: wire.run,
+        }),
         other => Err(WireError::Field {
             field: "task.kind",
             value: other.into(),
@@ -146,8 +187,13 @@ pub(super) fn report_from_wire(wire: &body::Report) -> GradientReport {
 
 pub(super) fn status_to_wire(status: Status) -> body::Status {
     match status {
-        Status::Shard { lineage, blocks } => body::Status::Shard {
+        Status::Shard {
+            lineage,
+            blocks,
+            quarantined,
+        } => body::Status::Shard {
             lineage: lineage.0,
+            quarantined: members_to_wire(quarantined),
             blocks: blocks
                 .into_iter()
                 .map(|status| body::BlockStatus {
@@ -175,8 +221,13 @@ pub(super) fn status_to_wire(status: Status) -> body::Status {
 
 pub(super) fn status_from_wire(wire: body::Status) -> Result<Status, WireError> {
     Ok(match wire {
-        body::Status::Shard { lineage, blocks } => Status::Shard {
+        body::Status::Shard {
+            lineage,
+            blocks,
+            quarantined,
+        } => Status::Shard {
             lineage: Lineage(lineage),
+            quarantined: members_from_wire(&quarantined)?,
             blocks: blocks
                 .iter()
                 .map(|status| BlockStatus {
@@ -203,20 +254,21 @@ pub(super) fn status_from_wire(wire: body::Status) -> Result<Status, WireError> 
 }
 
 pub(super) fn view_to_wire(view: View) -> body::View {
-    let members = |members: Vec<Member>| members.into_iter().map(member_to_wire).collect();
     body::View {
         epoch: view.epoch.0,
         number: view.number,
         leader: member_to_wire(view.leader),
         lineage: view.lineage.0,
         restored_from: view.restored_from.0,
+        repair: view.repair.map(|repair| (repair.from.0, repair.recompute)),
+        quarantined: members_to_wire(view.quarantined),
         placements: view
             .placements
             .into_iter()
             .map(|placement| body::Placement {
                 primary: member_to_wire(placement.primary),
-                backups: members(placement.backups),
-                joining: members(placement.joining),
+                backups: members_to_wire(placement.backups),
+                joining: members_to_wire(placement.joining),
             })
             .collect(),
     }
@@ -236,6 +288,11 @@ pub(super) fn view_from_wire(wire: body::View) -> Result<View, WireError> {
         leader: member_from_wire(&wire.leader)?,
         lineage: Lineage(wire.lineage),
         restored_from: Step(wire.restored_from),
+        repair: wire.repair.map(|(from, recompute)| Repair {
+            from: Step(from),
+            recompute,
+        }),
+        quarantined: members_from_wire(&wire.quarantined)?,
         placements: wire
             .placements
             .iter()

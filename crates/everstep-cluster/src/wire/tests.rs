@@ -4,15 +4,15 @@ use std::sync::Arc;
 use everstep_data::TokenBatch;
 use everstep_optim::ComputeDtype;
 use everstep_protocol::{
-    BlockStatus, Decision, Epoch, GradientReport, Lineage, Member, Message, Placement, Role,
-    SlotRange, Status, Step, Task, View, ViewId,
+    BlockStatus, Decision, Digest, Epoch, GradientReport, Lineage, Member, Message, Placement,
+    Repair, Role, SlotRange, Status, Step, Task, Testimony, View, ViewId,
 };
 
 use super::*;
 use crate::topology::ActorRole;
 
 /// One line per message: its name, its archive and its payload in hexadecimal. Lines are added, never changed.
-const GOLDEN: &str = include_str!("golden-1.txt");
+const GOLDEN: &str = include_str!("golden-2.txt");
 
 fn envelope() -> Envelope {
     Envelope {
@@ -73,6 +73,11 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
         leader: member(Role::Coordinator, 0),
         lineage,
         restored_from: Step(40),
+        repair: Some(Repair {
+            from: step,
+            recompute: false,
+        }),
+        quarantined: vec![member(Role::Worker, 2)],
         placements: vec![placement],
     };
     let blocks = vec![
@@ -89,7 +94,19 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
             reduced: Some(report),
         },
     ];
-    let shard = Status::Shard { lineage, blocks };
+    let digest = Digest([1, 2]);
+    let testimonies = || {
+        vec![Testimony {
+            slot: 4,
+            worker: member(Role::Worker, 1),
+            digest,
+        }]
+    };
+    let shard = Status::Shard {
+        lineage,
+        blocks,
+        quarantined: vec![member(Role::Worker, 2)],
+    };
     let worker = Status::Worker {
         lineage,
         step,
@@ -131,7 +148,11 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
                 epoch,
                 lineage,
                 step,
-                tasks: vec![Task::Slot(3), Task::Evaluate(1)],
+                tasks: vec![
+                    Task::Slot(3),
+                    Task::Evaluate(1),
+                    Task::Audit { slot: 3, run: 2 },
+                ],
             },
         ),
         ("delivered", Message::Delivered { view, step, range }),
@@ -151,12 +172,13 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
                 step,
                 block: 1,
                 report,
+                testimonies: testimonies(),
             },
         ),
         (
             "decide",
             Message::Decide {
-                epoch,
+                view,
                 lineage,
                 step,
                 decision,
@@ -198,6 +220,7 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
                 range,
                 block: 1,
                 gradient: gradient(),
+                digests: vec![(4, digest)],
             },
         ),
         (
@@ -216,6 +239,7 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
                 step,
                 block: 1,
                 gradient: gradient(),
+                testimonies: testimonies(),
             },
         ),
         (
@@ -224,6 +248,7 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
                 lineage,
                 step,
                 block: 1,
+                testimonies: testimonies(),
             },
         ),
         ("seed_request", Message::SeedRequest { lineage, block: 1 }),
@@ -246,6 +271,12 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
             },
         ),
     ];
+    let audited = Message::Audited {
+        step,
+        slot: 4,
+        run: 1,
+        digest,
+    };
     let batch = TokenBatch {
         inputs: vec![10, 11],
         targets: vec![11, 12],
@@ -256,6 +287,7 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
         .into_iter()
         .map(|(name, message)| (name, ClusterMessage::Protocol(message)))
         .collect();
+    samples.push(("audited", ClusterMessage::Protocol(audited)));
     samples.push((
         "batch_request",
         ClusterMessage::BatchRequest {
@@ -338,6 +370,7 @@ fn payloads_are_raw_little_endian_numbers() {
         step: Step(1),
         block: 0,
         gradient,
+        testimonies: Vec::new(),
     };
     let Encoded::Tensor { payload, .. } = encode(&envelope(), ClusterMessage::Protocol(message))
     else {
@@ -353,7 +386,7 @@ fn payloads_are_raw_little_endian_numbers() {
 fn damaged_messages_are_refused() {
     assert!(matches!(decode_control(b""), Err(WireError::Prefix { .. })));
     assert!(matches!(
-        decode_control(b"EVM\x02rest"),
+        decode_control(b"EVM\x01rest"),
         Err(WireError::Prefix { .. })
     ));
     for (name, message) in samples() {

@@ -3,7 +3,7 @@
 use super::machine::{Coordinator, Phase};
 use super::members::is_live;
 use super::{Effect, Note};
-use crate::ids::{Member, Role, SlotRange, Step};
+use crate::ids::{Member, SlotRange, Step};
 use crate::message::{Message, Numerics, Status, Task, ViewId};
 use crate::retry::Retry;
 
@@ -19,6 +19,14 @@ pub(super) struct Item {
 impl Item {
     fn is_free(&self) -> bool {
         self.done.is_none() && self.holders.is_empty()
+    }
+
+    /// Who delivered it, or whoever has it.
+    pub(super) fn workers(&self) -> Vec<Member> {
+        match self.done {
+            Some(worker) => vec![worker],
+            None => self.holders.iter().map(|(holder, _)| *holder).collect(),
+        }
     }
 
     fn waits_for(&self, member: Member) -> bool {
@@ -51,7 +59,7 @@ fn share(all: &[u32], part: usize, parts: usize) -> &[u32] {
 }
 
 impl<N: Numerics> Coordinator<N> {
-    fn outstanding(&self, worker: Member) -> Vec<Task> {
+    pub(super) fn outstanding(&self, worker: Member) -> Vec<Task> {
         let waits = |item: &Item| item.waits_for(worker);
         let chunks = indices(&self.work.chunks, waits);
         let slots = indices(&self.work.slots, waits);
@@ -59,11 +67,18 @@ impl<N: Numerics> Coordinator<N> {
             .into_iter()
             .map(Task::Evaluate)
             .chain(slots.into_iter().map(Task::Slot))
+            .chain(self.work.audits.outstanding(worker))
             .collect()
     }
 
-    /// Leases what nobody has over all workers, in contiguous ranges; the least busy ones get the larger shares.
+    /// Leases what nobody has.
     pub(super) fn assign(&mut self, now_ms: u64) {
+        self.assign_free(now_ms);
+        self.tend_audits(now_ms);
+    }
+
+    /// Leases free tasks over all workers, in contiguous ranges; the least busy ones get the larger shares.
+    fn assign_free(&mut self, now_ms: u64) {
         if self.phase != Phase::Training {
             return;
         }
@@ -73,7 +88,7 @@ impl<N: Numerics> Coordinator<N> {
             return;
         }
         let mut workers: Vec<(usize, Member)> = self
-            .live(Role::Worker)
+            .trusted_workers()
             .into_iter()
             .map(|worker| (self.outstanding(worker).len(), worker))
             .collect();
@@ -94,10 +109,11 @@ impl<N: Numerics> Coordinator<N> {
         match task {
             Task::Slot(slot) => self.work.slots.get_mut(slot as usize),
             Task::Evaluate(chunk) => self.work.chunks.get_mut(chunk as usize),
+            Task::Audit { .. } => None,
         }
     }
 
-    fn lease(&mut self, now_ms: u64, worker: Member, tasks: Vec<Task>) {
+    pub(super) fn lease(&mut self, now_ms: u64, worker: Member, tasks: Vec<Task>) {
         if tasks.is_empty() {
             return;
         }
@@ -133,7 +149,10 @@ impl<N: Numerics> Coordinator<N> {
         else {
             return;
         };
-        if *lineage != self.lineage || *step != self.work.step {
+        if lineage.root() != self.lineage.root() || *step != self.work.step {
+            return;
+        }
+        if self.is_quarantined(worker) {
             return;
         }
         for (slot, item) in (0..).zip(self.work.slots.iter_mut()) {
@@ -152,6 +171,9 @@ impl<N: Numerics> Coordinator<N> {
     ) {
         let counts = view.epoch == self.epoch && view.number >= self.primaries_since;
         if self.phase != Phase::Training || step != self.work.step || !counts {
+            return;
+        }
+        if self.is_quarantined(from) {
             return;
         }
         for (slot, item) in (0..).zip(self.work.slots.iter_mut()) {
@@ -210,6 +232,12 @@ impl<N: Numerics> Coordinator<N> {
 
     /// A worker is gone: what it had not delivered is leased again at once.
     pub(super) fn release_worker(&mut self, now_ms: u64, worker: Member) {
+        self.drop_leases(worker);
+        self.assign(now_ms);
+    }
+
+    fn drop_leases(&mut self, worker: Member) {
+        self.work.audits.release(worker);
         let waits = |item: &Item| item.waits_for(worker);
         let before = indices(&self.work.slots, waits);
         for item in self.work.slots.iter_mut().chain(&mut self.work.chunks) {
@@ -220,7 +248,18 @@ impl<N: Numerics> Coordinator<N> {
             .filter(|slot| self.work.slots[*slot as usize].is_free())
             .collect();
         self.count_again(freed, worker, true);
-        self.assign(now_ms);
+    }
+
+    /// A worker is trusted no more: neither what it has nor what it delivered counts.
+    pub(super) fn drop_worker(&mut self, worker: Member) {
+        self.drop_leases(worker);
+        let slots = indices(&self.work.slots, |item| {
+            item.done.is_some_and(|done| done.same_actor(&worker))
+        });
+        for slot in &slots {
+            self.work.slots[*slot as usize] = Item::default();
+        }
+        self.count_again(slots, worker, true);
     }
 
     fn count_again(&mut self, slots: Vec<u32>, from: Member, lost: bool) {
@@ -289,7 +328,7 @@ impl<N: Numerics> Coordinator<N> {
     pub(super) fn tend_leases(&mut self, now_ms: u64) {
         self.settle_doubt(now_ms);
         let mut idle = Vec::new();
-        for worker in self.live(Role::Worker) {
+        for worker in self.trusted_workers() {
             let tasks = self.outstanding(worker);
             if tasks.is_empty() {
                 idle.push(worker);

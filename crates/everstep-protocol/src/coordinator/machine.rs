@@ -7,7 +7,7 @@ use super::members::Peer;
 use super::step::{Decided, Work};
 use super::{CoordinatorConfig, Effect, Event, Note};
 use crate::ids::{BlockId, Epoch, Lineage, Member, Role, Step};
-use crate::message::{Message, Numerics, View, ViewId};
+use crate::message::{Message, Numerics, Repair, View, ViewId};
 use crate::retry::{Pulse, Retry};
 
 /// What a leader is doing.
@@ -41,6 +41,10 @@ pub struct Coordinator<N: Numerics> {
     pub(super) lost: BTreeMap<(Role, u32), u64>,
     pub(super) view: Option<View>,
     pub(super) view_number: u64,
+    /// Workers that have lied.
+    pub(super) quarantined: Vec<Member>,
+    /// What the last repair of this line made void.
+    pub(super) repair: Option<Repair>,
     pub(super) lineage: Lineage,
     pub(super) num_lineages: u64,
     /// Shards that have loaded their blocks of a restored line.
@@ -89,6 +93,8 @@ impl<N: Numerics> Coordinator<N> {
             lost: BTreeMap::new(),
             view: None,
             view_number: 0,
+            quarantined: Vec::new(),
+            repair: None,
             lineage: Lineage::default(),
             num_lineages: 0,
             loaded: BTreeSet::new(),
@@ -164,7 +170,11 @@ impl<N: Numerics> Coordinator<N> {
                 epoch,
                 checkpoint,
                 high_water,
-            } => self.on_elected(now_ms, epoch, checkpoint, high_water),
+                quarantined,
+            } => {
+                self.learn_quarantined(now_ms, &quarantined);
+                self.on_elected(now_ms, epoch, checkpoint, high_water);
+            }
             Event::Message { from, message } => self.on_message(now_ms, from, message),
             Event::Lost { member } => {
                 if self.is_leading() && member.role != Role::Coordinator {
@@ -227,6 +237,7 @@ impl<N: Numerics> Coordinator<N> {
         self.lost.clear();
         self.view = None;
         self.view_number = 0;
+        self.repair = None;
         self.num_lineages = 0;
         self.loaded.clear();
         self.primaries_since = 0;
@@ -270,11 +281,12 @@ impl<N: Numerics> Coordinator<N> {
             | Message::Hello { epoch, .. }
             | Message::Expelled { epoch }
             | Message::Lease { epoch, .. }
-            | Message::Decide { epoch, .. }
             | Message::Snapshot { epoch, .. }
             | Message::Finish { epoch } => *epoch,
             Message::View(view) => view.epoch,
-            Message::ViewReady { view } | Message::Reduced { view, .. } => view.epoch,
+            Message::ViewReady { view }
+            | Message::Reduced { view, .. }
+            | Message::Decide { view, .. } => view.epoch,
             _ => return false,
         };
         if epoch <= self.seen {
@@ -323,7 +335,16 @@ impl<N: Numerics> Coordinator<N> {
                 step,
                 block,
                 report,
-            } if Some(view) == self.view_id() => self.on_reduced(now_ms, step, block, report),
+                testimonies,
+            } if Some(view) == self.view_id() => {
+                self.on_reduced(now_ms, step, block, report, testimonies);
+            }
+            Message::Audited {
+                step,
+                slot,
+                run,
+                digest,
+            } => self.on_audited(now_ms, from, step, slot, run, digest),
             Message::Applied { lineage, step } if lineage == self.lineage => {
                 self.on_applied(from, step);
             }
@@ -363,6 +384,8 @@ impl<N: Numerics> Coordinator<N> {
             self.repair_placement(now_ms);
             self.repeat_decision(now_ms);
             self.tend_leases(now_ms);
+            self.settle_audits(now_ms);
+            self.tend_audits(now_ms);
             self.tend_checkpoints(now_ms);
         }
     }

@@ -85,6 +85,9 @@ impl<N: Numerics> Coordinator<N> {
     }
 
     pub(super) fn on_hello(&mut self, now_ms: u64, from: Member, status: Status) {
+        if let Status::Shard { quarantined, .. } = &status {
+            self.learn_quarantined(now_ms, quarantined);
+        }
         let is_new = !self.is_live(from);
         let resend_ms = self.config.resend_ms;
         let peer = self
@@ -173,10 +176,13 @@ impl<N: Numerics> Coordinator<N> {
             leader: self.me,
             lineage: self.lineage,
             restored_from,
+            repair: self.repair,
+            quarantined: self.quarantined.clone(),
             placements,
         });
         // Replicas are counted anew in every view.
         self.work.reduced.clear();
+        self.work.audits.counted.clear();
         self.work.seeded.clear();
         let (blocks, replicas) = degraded.unwrap_or_default();
         if blocks != self.degraded {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::machine::{Coordinator, Phase};
 use super::{Effect, Note, placement};
 use crate::ids::{Lineage, Member, Role, Step};
-use crate::message::{BlockStatus, Decision, GradientReport, Numerics, Status, ViewId};
+use crate::message::{BlockStatus, Decision, GradientReport, Numerics, Repair, Status, ViewId};
 use crate::retry::Retry;
 
 /// Progress is only given up for a checkpoint after this many times the gathering time, unless every shard has answered.
@@ -14,8 +14,13 @@ const GATHERINGS_BEFORE_ROLLBACK: u64 = 3;
 const RESENDS_BEFORE_RESUME: u64 = 3;
 /// A checkpoint that is not restored after this many times the gathering time is verified again.
 const GATHERINGS_BEFORE_SEEKING: u64 = 4;
-/// Bits of a lineage that count within an epoch.
-const LINEAGE_BITS: u32 = 20;
+
+/// What a shard holds.
+struct Holding<'a> {
+    member: Member,
+    lineage: Lineage,
+    blocks: &'a [BlockStatus],
+}
 
 /// What can be resumed.
 struct Plan {
@@ -80,46 +85,56 @@ impl<N: Numerics> Coordinator<N> {
 
     /// The newest line of state that can go on without losing a decided step.
     fn plan(&self) -> Option<Plan> {
-        let mut lines: BTreeMap<Lineage, Vec<(Member, &[BlockStatus])>> = BTreeMap::new();
+        let mut lines: BTreeMap<Lineage, Vec<Holding<'_>>> = BTreeMap::new();
         for peer in self.peers.values() {
-            if let Some(Status::Shard { lineage, blocks }) = &peer.status
+            if let Some(Status::Shard {
+                lineage, blocks, ..
+            }) = &peer.status
                 && !blocks.is_empty()
             {
-                lines
-                    .entry(*lineage)
-                    .or_default()
-                    .push((peer.member, blocks.as_slice()));
+                lines.entry(lineage.root()).or_default().push(Holding {
+                    member: peer.member,
+                    lineage: *lineage,
+                    blocks,
+                });
             }
         }
-        lines
-            .iter()
-            .rev()
-            .find_map(|(lineage, shards)| self.plan_line(*lineage, shards))
+        lines.values().rev().find_map(|line| self.plan_line(line))
     }
 
-    fn plan_line(&self, lineage: Lineage, shards: &[(Member, &[BlockStatus])]) -> Option<Plan> {
+    fn plan_line(&self, line: &[Holding<'_>]) -> Option<Plan> {
+        let lineage = line.iter().map(|holding| holding.lineage).max()?;
         let statuses = || {
-            shards
-                .iter()
-                .flat_map(|(member, blocks)| blocks.iter().map(|status| (*member, status)))
+            line.iter().flat_map(|holding| {
+                let is_current = holding.lineage == lineage;
+                let blocks = holding.blocks.iter();
+                blocks.map(move |status| (holding.member, status, is_current))
+            })
         };
-        let newest = statuses().map(|(_, status)| status.version).max()?;
-        // Decided, but applied nowhere yet: the commit rule says that its gradient is on all replicas.
-        let step = newest.max(self.high_water);
-        if step > newest.next() {
+        let newest = statuses().map(|(_, status, _)| status.version).max()?;
+        if self.high_water > newest.next() {
             return None;
         }
+        // Decided, but applied nowhere yet: the commit rule says that its gradient is on all replicas. With audits it is decided once more: what
+        // they hold may have been summed again after a rollback, and then nobody has compared it yet.
+        let step = if self.config.audit.share > 0.0 {
+            newest
+        } else {
+            newest.max(self.high_water)
+        };
         let mut full: Vec<Vec<Member>> = Vec::new();
         let mut behind = false;
         let mut reports: Vec<Option<GradientReport>> = Vec::new();
         for block in 0..self.config.num_blocks {
             let mut members = Vec::new();
             let mut report = None;
-            for (member, status) in statuses().filter(|(_, status)| status.block == block) {
+            let of_block = statuses().filter(|(_, status, _)| status.block == block);
+            for (member, status, is_current) in of_block {
                 if status.version == step {
                     members.push(member);
                     report = report.or(status.last);
-                } else if status.version.next() == step && status.reduced.is_some() {
+                } else if status.version.next() == step && status.reduced.is_some() && is_current {
+                    // What a later repair made void does not count.
                     members.push(member);
                     report = report.or(status.reduced);
                     behind = true;
@@ -148,6 +163,21 @@ impl<N: Numerics> Coordinator<N> {
     fn resume(&mut self, now_ms: u64, plan: Plan) {
         self.lineage = plan.lineage;
         self.work.step = plan.step;
+        if plan.lineage.repairs() > 0 || !self.quarantined.is_empty() {
+            // Not everybody may have heard of the last repair: one more covers all of them.
+            let heard = self
+                .peers
+                .values()
+                .filter_map(|peer| peer.status.as_ref())
+                .map(Status::lineage)
+                .filter(|lineage| lineage.root() == plan.lineage.root())
+                .max();
+            self.lineage = plan.lineage.max(heard.unwrap_or_default()).repaired();
+            self.repair = Some(Repair {
+                from: plan.step,
+                recompute: false,
+            });
+        }
         let mut placements = placement::over(&plan.full, self.config.replication);
         let shards = self.live(Role::Shard);
         placement::add_joining(&mut placements, &shards, self.config.replication);
@@ -166,7 +196,8 @@ impl<N: Numerics> Coordinator<N> {
 
     /// Restores the checkpoint that was found on a new line, on all shards that are there.
     fn rollback(&mut self, now_ms: u64) {
-        self.lineage = Lineage((self.epoch.0 << LINEAGE_BITS) | self.num_lineages);
+        self.lineage = Lineage::new(self.epoch, self.num_lineages);
+        self.repair = None;
         self.num_lineages += 1;
         let from = self.high_water.max(self.work.step);
         if from > self.committed {

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Effect;
+use super::audit::Audits;
 use super::leases::Item;
 use super::machine::{Coordinator, Phase};
 use crate::ids::{BlockId, Member, Role, Step};
-use crate::message::{Decision, GradientReport, Message, Numerics};
+use crate::message::{Decision, GradientReport, Message, Numerics, Testimony};
 use crate::retry::Retry;
 
 /// The step that is not decided yet.
@@ -23,6 +24,7 @@ pub(super) struct Work {
     pub(super) reduced: BTreeMap<BlockId, GradientReport>,
     /// Joining replicas that are at this step's version.
     pub(super) seeded: BTreeSet<(Member, BlockId)>,
+    pub(super) audits: Audits,
     /// When deliveries of dead workers are given up, if some primary still lacks something then.
     pub(super) doubt_ms: Option<u64>,
 }
@@ -54,11 +56,13 @@ impl<N: Numerics> Coordinator<N> {
         } else {
             0
         };
+        let plan = self.config.audit;
         self.work = Work {
             step,
             slots: (0..num_slots).map(|_| Item::default()).collect(),
             chunks: (0..num_chunks).map(|_| Item::default()).collect(),
             losses: vec![None; num_chunks as usize],
+            audits: Audits::new((0..num_slots).filter(|slot| plan.covers(step, *slot))),
             ..Work::default()
         };
     }
@@ -69,11 +73,16 @@ impl<N: Numerics> Coordinator<N> {
         step: Step,
         block: BlockId,
         report: GradientReport,
+        testimonies: Vec<Testimony>,
     ) {
         if self.phase == Phase::Training && step == self.work.step && block < self.config.num_blocks
         {
             self.work.reduced.insert(block, report);
+            self.work.audits.counted.insert(block, testimonies);
             self.try_decide(now_ms);
+            if step == self.work.step {
+                self.settle_audits(now_ms);
+            }
         }
     }
 
@@ -92,6 +101,7 @@ impl<N: Numerics> Coordinator<N> {
             || self.is_last(step)
             || !self.is_reduced()
             || !self.is_evaluated()
+            || !self.is_audited()
         {
             return;
         }
@@ -143,9 +153,9 @@ impl<N: Numerics> Coordinator<N> {
     }
 
     fn send_decision(&mut self, to: Member) {
-        if let Some(decided) = &self.decided {
+        if let (Some(decided), Some(view)) = (&self.decided, self.view_id()) {
             let message = Message::Decide {
-                epoch: self.epoch,
+                view,
                 lineage: self.lineage,
                 step: decided.step,
                 decision: decided.decision,

@@ -1,8 +1,10 @@
 use super::*;
+use crate::audit::AuditPlan;
 use crate::ids::{Lineage, Role, SlotRange};
 use crate::message::{BlockStatus, Status, View, ViewId};
 use crate::testing::{LINE, Words, coordinator as me, reborn, report, shard, worker};
 
+mod audits;
 mod checkpoints;
 
 /// A leader under test. Effects become lines; heartbeats and views to workers are left out.
@@ -26,6 +28,7 @@ fn config() -> CoordinatorConfig {
         gather_ms: 1000,
         lease_ms: 500,
         resend_ms: 100,
+        audit: AuditPlan::default(),
     }
 }
 
@@ -43,6 +46,7 @@ impl Bench {
             epoch: Epoch(epoch),
             checkpoint: Step(checkpoint),
             high_water: Step(high_water),
+            quarantined: Vec::new(),
         })
     }
 
@@ -96,6 +100,7 @@ impl Bench {
             step: Step(step),
             block,
             report: report(f64::from(block) + 1.0),
+            testimonies: Vec::new(),
         };
         self.hear(shard(block), message)
     }
@@ -134,6 +139,7 @@ impl Bench {
 
 fn empty() -> Status {
     Status::Shard {
+        quarantined: Vec::new(),
         lineage: Lineage(0),
         blocks: Vec::new(),
     }
@@ -150,6 +156,7 @@ fn idle() -> Status {
 /// Blocks by version; `Some` if the reduced gradient of that version is held.
 fn holding(blocks: &[(u64, bool)]) -> Status {
     Status::Shard {
+        quarantined: Vec::new(),
         lineage: LINE,
         blocks: (0..)
             .zip(blocks)
@@ -384,6 +391,7 @@ fn a_lost_shards_backups_are_promoted_and_replicas_counted_anew() {
         step: Step(0),
         block: 0,
         report: report(1.0),
+        testimonies: Vec::new(),
     };
     assert_eq!(bench.hear(shard(1), old), NOTHING);
     // The next life joins, is seeded at this step's version, and primaries are balanced between two steps.
@@ -413,6 +421,7 @@ fn a_lost_shards_backups_are_promoted_and_replicas_counted_anew() {
             step: Step(0),
             block,
             report: report(1.0),
+            testimonies: Vec::new(),
         };
         bench.hear(shard(1), message)
     };
@@ -473,7 +482,7 @@ fn a_block_without_replicas_takes_the_run_back_to_its_checkpoint() {
     );
     assert_eq!(
         bench.coordinator.view().unwrap().lineage,
-        Lineage(LINE.0 + 1)
+        Lineage::new(Epoch(1), 1)
     );
     bench.ready(shard(0));
     let said = bench.ready(reborn(shard(1)));
@@ -485,6 +494,7 @@ fn a_block_without_replicas_takes_the_run_back_to_its_checkpoint() {
         step: Step(0),
         block: 1,
         report: report(2.0),
+        testimonies: Vec::new(),
     };
     let said = bench.hear(reborn(shard(1)), message);
     assert_eq!(said[0], "s-0 decide 0");
@@ -601,6 +611,7 @@ fn malformed_input_changes_nothing() {
         step: Step(0),
         block: 99,
         report: report(1.0),
+        testimonies: Vec::new(),
     };
     assert_eq!(bench.hear(shard(0), reduced), NOTHING);
     assert_eq!(bench.delivered(worker(0), 0, 7, 3), NOTHING);

@@ -1,19 +1,30 @@
 //! One block of a shard: its state, and the log of steps that are not applied yet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::ids::{BlockId, Member, SlotRange, Step};
-use crate::message::{BlockStatus, Decision, GradientReport, Numerics, ViewId};
+use crate::message::{BlockStatus, Decision, Digest, GradientReport, Numerics, Testimony, ViewId};
 use crate::retry::Retry;
 use crate::tree::{Insertion, TreeSum};
 
 /// Steps that a replica without state, or with a gap, keeps for its replay; older ones are dropped and it is seeded again.
 const LOG_STEPS_MAX: usize = 64;
 
+/// A complete sum.
+#[derive(Debug)]
+pub(super) struct Reduced<N: Numerics> {
+    pub(super) gradient: N::Gradient,
+    pub(super) report: GradientReport,
+    /// Whose gradients of audited slots are in it.
+    pub(super) testimonies: Vec<Testimony>,
+    /// The primary that sent it, if it was not summed here.
+    pub(super) from: Option<Member>,
+}
+
 /// What a step's log holds of one block.
 #[derive(Debug)]
 pub(super) struct Entry<N: Numerics> {
-    pub(super) reduced: Option<(N::Gradient, GradientReport)>,
+    pub(super) reduced: Option<Reduced<N>>,
     /// The decision, and whether the next version is to be snapshotted.
     pub(super) decision: Option<(Decision, bool)>,
 }
@@ -34,6 +45,8 @@ pub(super) struct Replica<N: Numerics> {
     pub(super) state: N::State,
     pub(super) last: Option<GradientReport>,
     pub(super) tree: TreeSum<N::Gradient>,
+    /// Whose gradients of audited slots are in it.
+    pub(super) testimonies: Vec<Testimony>,
     /// What workers read of this version, once one has asked.
     pub(super) parameters: Option<N::Parameters>,
 }
@@ -45,6 +58,7 @@ pub(super) struct Early<N: Numerics> {
     pub(super) step: Step,
     pub(super) range: SlotRange,
     pub(super) gradient: N::Gradient,
+    pub(super) digests: Vec<(u32, Digest)>,
 }
 
 /// One block.
@@ -56,7 +70,7 @@ pub(super) struct Block<N: Numerics> {
     /// Workers that wait for a version, by their index.
     pub(super) pulls: BTreeMap<u32, (Member, Step)>,
     /// Members known to hold the reduced gradient of this version, in any view.
-    pub(super) acked: BTreeSet<Member>,
+    pub(super) acked: BTreeMap<Member, Vec<Testimony>>,
     /// Followers that were sent it.
     pub(super) sent: BTreeMap<Member, Retry>,
     /// View in which it was reported to the leader.
@@ -78,7 +92,7 @@ impl<N: Numerics> Block<N> {
             log: BTreeMap::new(),
             early: Vec::new(),
             pulls: BTreeMap::new(),
-            acked: BTreeSet::new(),
+            acked: BTreeMap::new(),
             sent: BTreeMap::new(),
             reported: None,
             acked_to: None,
@@ -104,6 +118,7 @@ impl<N: Numerics> Block<N> {
             state,
             last,
             tree: TreeSum::new(SlotRange::new(0, num_slots)),
+            testimonies: Vec::new(),
             parameters: None,
         });
         self.forget_step(version);
@@ -134,12 +149,32 @@ impl<N: Numerics> Block<N> {
         Some(self.log.entry(step).or_default())
     }
 
-    /// Adds a partial sum of the current step.
+    /// Makes void what was summed of `from` and later steps; of every step that is not applied if `None`.
+    pub(super) fn void(&mut self, from: Option<Step>) {
+        let from = from.unwrap_or_default();
+        self.early.clear();
+        self.log.retain(|step, _| *step < from);
+        if let Some(replica) = &mut self.replica
+            && replica.version >= from
+        {
+            replica.tree.clear();
+            replica.testimonies.clear();
+            self.acked.clear();
+            self.sent.clear();
+            self.reported = None;
+            self.acked_to = None;
+            self.gap = None;
+        }
+    }
+
+    /// Adds a partial sum of the current step, that `worker` computed.
     pub(super) fn add(
         &mut self,
         numerics: &N,
+        worker: Member,
         range: SlotRange,
         gradient: N::Gradient,
+        digests: &[(u32, Digest)],
     ) -> Insertion {
         let Some(replica) = &mut self.replica else {
             return Insertion::NotANode;
@@ -151,8 +186,23 @@ impl<N: Numerics> Block<N> {
         let insertion = replica
             .tree
             .insert(range, gradient, |left, right| numerics.sum(left, right));
+        if insertion == Insertion::Added {
+            // It replaces what was known of its parts.
+            let testimonies = &mut replica.testimonies;
+            testimonies.retain(|testimony| !range.contains(testimony.slot));
+            testimonies.extend(digests.iter().map(|&(slot, digest)| Testimony {
+                slot,
+                worker,
+                digest,
+            }));
+        }
         if let Some(sum) = replica.tree.complete() {
-            entry.reduced = Some((sum.clone(), numerics.report(sum)));
+            entry.reduced = Some(Reduced {
+                report: numerics.report(sum),
+                gradient: sum.clone(),
+                testimonies: std::mem::take(&mut replica.testimonies),
+                from: None,
+            });
             replica.tree.clear();
         }
         insertion
@@ -166,26 +216,47 @@ impl<N: Numerics> Block<N> {
     }
 
     /// The reduced gradient of the current step.
-    pub(super) fn reduced(&self) -> Option<&(N::Gradient, GradientReport)> {
+    pub(super) fn reduced(&self) -> Option<&Reduced<N>> {
         self.log.get(&self.version()?)?.reduced.as_ref()
+    }
+
+    /// Whose gradients of audited slots are in what is held of `step`.
+    pub(super) fn testimonies(&self, step: Step) -> Vec<Testimony> {
+        self.log
+            .get(&step)
+            .and_then(|entry| entry.reduced.as_ref())
+            .map(|reduced| reduced.testimonies.clone())
+            .unwrap_or_default()
+    }
+
+    /// Whose gradients of audited slots are in the current step's sums, here and on the backups.
+    pub(super) fn all_testimonies(&self, backups: &[Member]) -> Vec<Testimony> {
+        let mine = self
+            .reduced()
+            .into_iter()
+            .flat_map(|reduced| &reduced.testimonies);
+        let theirs = backups.iter().filter_map(|backup| self.acked.get(backup));
+        let mut all: Vec<Testimony> = mine.chain(theirs.flatten()).copied().collect();
+        all.sort();
+        all.dedup();
+        all
     }
 
     /// Applies the current step if it is reduced and decided. Returns the step and whether the new version is to be snapshotted.
     pub(super) fn advance(&mut self, numerics: &N, block: BlockId) -> Option<(Step, bool)> {
         let replica = self.replica.as_mut()?;
         let entry = self.log.get(&replica.version)?;
-        let (Some((gradient, report)), Some((decision, snapshot))) =
-            (&entry.reduced, &entry.decision)
-        else {
+        let (Some(reduced), Some((decision, snapshot))) = (&entry.reduced, &entry.decision) else {
             return None;
         };
         let (step, snapshot) = (replica.version, *snapshot);
         if decision.apply {
-            numerics.apply(block, step, decision, gradient, &mut replica.state);
+            numerics.apply(block, step, decision, &reduced.gradient, &mut replica.state);
         }
-        replica.last = Some(*report);
+        replica.last = Some(reduced.report);
         replica.version = step.next();
         replica.tree.clear();
+        replica.testimonies.clear();
         replica.parameters = None;
         let version = replica.version;
         self.forget_step(version);
@@ -220,7 +291,7 @@ impl<N: Numerics> Block<N> {
             block,
             version: replica.version,
             last: replica.last,
-            reduced: self.reduced().map(|(_, report)| *report),
+            reduced: self.reduced().map(|reduced| reduced.report),
         })
     }
 }

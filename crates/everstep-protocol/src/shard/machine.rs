@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::block::Block;
+use super::block::{Block, Early};
 use super::checkpoint::StoredObject;
 use super::{Effect, Event, ShardConfig};
 use crate::allegiance::{Allegiance, Standing};
@@ -92,6 +92,11 @@ impl<N: Numerics> Shard<N> {
                 .iter()
                 .filter_map(|(&id, block)| block.status(id))
                 .collect(),
+            quarantined: self
+                .view
+                .as_ref()
+                .map(|view| view.quarantined.clone())
+                .unwrap_or_default(),
         }
     }
 
@@ -175,6 +180,12 @@ impl<N: Numerics> Shard<N> {
         view.placements.get(block as usize)?.role_of(self.config.me)
     }
 
+    fn is_quarantined(&self, worker: Member) -> bool {
+        self.view
+            .as_ref()
+            .is_some_and(|view| view.is_quarantined(worker))
+    }
+
     pub(super) fn end(&mut self, effect: Effect<N>) {
         self.over = true;
         self.pulse.stop();
@@ -200,20 +211,34 @@ impl<N: Numerics> Shard<N> {
                 range,
                 block,
                 gradient,
-            } if lineage == self.lineage => {
-                self.on_partial(now_ms, from, step, range, block, gradient);
+                digests,
+            } if lineage == self.lineage && !self.is_quarantined(from) => {
+                let partial = Early {
+                    from,
+                    step,
+                    range,
+                    gradient,
+                    digests,
+                };
+                self.on_partial(now_ms, block, partial);
             }
             Message::Replicate {
                 lineage,
                 step,
                 block,
                 gradient,
-            } if lineage == self.lineage => self.on_replicate(now_ms, from, step, block, gradient),
+                testimonies,
+            } if lineage == self.lineage => {
+                self.on_replicate(now_ms, from, step, block, gradient, testimonies);
+            }
             Message::ReplicateAck {
                 lineage,
                 step,
                 block,
-            } if lineage == self.lineage => self.on_replicate_ack(now_ms, from, step, block),
+                testimonies,
+            } if lineage == self.lineage => {
+                self.on_replicate_ack(now_ms, from, step, block, testimonies);
+            }
             Message::SeedRequest { lineage, block } if lineage == self.lineage => {
                 self.on_seed_request(from, block);
             }
@@ -244,9 +269,9 @@ impl<N: Numerics> Shard<N> {
         let epoch = match &message {
             Message::Announce { epoch }
             | Message::Expelled { epoch }
-            | Message::Decide { epoch, .. }
             | Message::Snapshot { epoch, .. }
             | Message::Finish { epoch } => *epoch,
+            Message::Decide { view, .. } => view.epoch,
             Message::View(view) => view.epoch,
             _ => return,
         };
@@ -276,14 +301,14 @@ impl<N: Numerics> Shard<N> {
             Message::Expelled { .. } => return self.end(Effect::Restart),
             Message::View(view) => self.on_view(now_ms, view),
             Message::Decide {
+                view,
                 lineage,
                 step,
                 decision,
                 snapshot,
-                ..
             } => {
                 self.allegiance.heard(now_ms, false);
-                self.on_decide(now_ms, lineage, step, decision, snapshot);
+                self.on_decide(now_ms, view, lineage, step, decision, snapshot);
             }
             Message::Snapshot {
                 version, blocks, ..

@@ -1,10 +1,10 @@
 //! The path of a step through a shard's blocks: partial sums in, replication, decision, parameters out.
 
 use super::Effect;
-use super::block::Early;
+use super::block::{Early, Reduced};
 use super::machine::Shard;
-use crate::ids::{BlockId, Lineage, Member, SlotRange, Step};
-use crate::message::{Decision, Message, Numerics, ReplicaRole};
+use crate::ids::{BlockId, Lineage, Member, Step};
+use crate::message::{Decision, Message, Numerics, ReplicaRole, Testimony, ViewId};
 use crate::tree::Insertion;
 
 impl<N: Numerics> Shard<N> {
@@ -34,35 +34,29 @@ impl<N: Numerics> Shard<N> {
         }
     }
 
-    pub(super) fn on_partial(
-        &mut self,
-        now_ms: u64,
-        from: Member,
-        step: Step,
-        range: SlotRange,
-        id: BlockId,
-        gradient: N::Gradient,
-    ) {
+    pub(super) fn on_partial(&mut self, now_ms: u64, id: BlockId, partial: Early<N>) {
         let Some(block) = self.blocks.get_mut(&id) else {
             return;
         };
         let Some(version) = block.version() else {
             return;
         };
+        let (from, step, range) = (partial.from, partial.step, partial.range);
         if step > version {
             // One step ahead: the worker got its parameters from a replica that has applied already.
             if step == version.next() && block.early.len() < 2 * self.config.num_slots as usize {
-                block.early.push(Early {
-                    from,
-                    step,
-                    range,
-                    gradient,
-                });
+                block.early.push(partial);
             }
             return;
         }
-        if step == version && block.add(&self.numerics, range, gradient) == Insertion::NotANode {
-            return;
+        if step == version {
+            let Early {
+                gradient, digests, ..
+            } = partial;
+            let insertion = block.add(&self.numerics, from, range, gradient, &digests);
+            if insertion == Insertion::NotANode {
+                return;
+            }
         }
         let lineage = self.lineage;
         self.send(
@@ -84,6 +78,7 @@ impl<N: Numerics> Shard<N> {
         step: Step,
         id: BlockId,
         gradient: N::Gradient,
+        testimonies: Vec<Testimony>,
     ) {
         let Some(block) = self.blocks.get_mut(&id) else {
             return;
@@ -92,8 +87,12 @@ impl<N: Numerics> Shard<N> {
         if let Some(entry) = block.entry(step)
             && entry.reduced.is_none()
         {
-            let report = numerics.report(&gradient);
-            entry.reduced = Some((gradient, report));
+            entry.reduced = Some(Reduced {
+                report: numerics.report(&gradient),
+                gradient,
+                testimonies,
+                from: Some(from),
+            });
         }
         // Held or past: say so, again if need be. What is ahead of this replica is acknowledged when it gets there.
         let held = block
@@ -103,6 +102,7 @@ impl<N: Numerics> Shard<N> {
             if block.version() == Some(step) {
                 block.acked_to = Some(from);
             }
+            let testimonies = block.testimonies(step);
             let lineage = self.lineage;
             self.send(
                 from,
@@ -110,13 +110,21 @@ impl<N: Numerics> Shard<N> {
                     lineage,
                     step,
                     block: id,
+                    testimonies,
                 },
             );
         }
         self.settle(now_ms, id);
     }
 
-    pub(super) fn on_replicate_ack(&mut self, now_ms: u64, from: Member, step: Step, id: BlockId) {
+    pub(super) fn on_replicate_ack(
+        &mut self,
+        now_ms: u64,
+        from: Member,
+        step: Step,
+        id: BlockId,
+        testimonies: Vec<Testimony>,
+    ) {
         let Some(block) = self.blocks.get_mut(&id) else {
             return;
         };
@@ -124,7 +132,7 @@ impl<N: Numerics> Shard<N> {
             retry.postpone(now_ms);
         }
         if block.version() == Some(step) {
-            block.acked.insert(from);
+            block.acked.insert(from, testimonies);
             block.sent.remove(&from);
             self.settle(now_ms, id);
         }
@@ -151,6 +159,7 @@ impl<N: Numerics> Shard<N> {
     pub(super) fn on_decide(
         &mut self,
         now_ms: u64,
+        decided_in: ViewId,
         lineage: Lineage,
         step: Step,
         decision: Decision,
@@ -159,14 +168,31 @@ impl<N: Numerics> Shard<N> {
         if lineage != self.lineage {
             return;
         }
+        let is_behind = self
+            .view
+            .as_ref()
+            .is_some_and(|view| view.id() < decided_in);
         // Only this leader's view tells what is not wanted any more; it may count on blocks that the one before had unlisted.
         let has_view = self
             .view
             .as_ref()
             .is_some_and(|view| view.epoch == self.allegiance.epoch());
         let ids: Vec<BlockId> = self.blocks.keys().copied().collect();
+        let mut too_early = false;
         for id in ids {
-            let listed = !has_view || self.role(id).is_some();
+            let role = self.role(id);
+            if role == Some(ReplicaRole::Joining)
+                && self.is_unconfirmed(id, step)
+                && (is_behind || self.primary(id) != self.sender(id))
+            {
+                // Nobody has asked what it holds, and the primary that was asked may have summed what an audit put in the place of a lie.
+                too_early = true;
+                if !is_behind {
+                    self.request_seed(now_ms, id);
+                }
+                continue;
+            }
+            let listed = !has_view || role.is_some();
             let Some(block) = self.blocks.get_mut(&id) else {
                 continue;
             };
@@ -186,9 +212,24 @@ impl<N: Numerics> Shard<N> {
                 Some(ReplicaRole::Primary | ReplicaRole::Backup)
             ) && block.version().is_none_or(|version| version <= step)
         });
-        if !behind {
+        if !behind && !too_early {
             self.send_leader(Message::Applied { lineage, step });
         }
+    }
+
+    /// Whether the block's sum of `step` was audited and waits for the decision.
+    fn is_unconfirmed(&self, id: BlockId, step: Step) -> bool {
+        self.blocks.get(&id).is_some_and(|block| {
+            block.version() == Some(step)
+                && block
+                    .reduced()
+                    .is_some_and(|reduced| !reduced.testimonies.is_empty())
+        })
+    }
+
+    /// Who sent the sum of the block's current step.
+    fn sender(&self, id: BlockId) -> Option<Member> {
+        self.blocks.get(&id)?.reduced()?.from
     }
 
     /// What an earlier leader decided and is not applied yet is for the new leader to decide again: it may count on fewer
@@ -235,10 +276,14 @@ impl<N: Numerics> Shard<N> {
                     block.early.push(early);
                     continue;
                 }
-                if early.step == version
-                    && block.add(&self.numerics, early.range, early.gradient) == Insertion::NotANode
-                {
-                    continue;
+                if early.step == version {
+                    let (worker, range) = (early.from, early.range);
+                    let numerics = &self.numerics;
+                    let insertion =
+                        block.add(numerics, worker, range, early.gradient, &early.digests);
+                    if insertion == Insertion::NotANode {
+                        continue;
+                    }
                 }
                 self.out.push(Effect::Send {
                     to: early.from,

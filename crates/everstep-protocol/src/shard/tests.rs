@@ -1,6 +1,6 @@
 use super::*;
 use crate::ids::{Epoch, SlotRange};
-use crate::message::{Decision, Placement, Status, View};
+use crate::message::{Decision, Placement, Status, View, ViewId};
 use crate::testing::{
     LINE, Words, coordinator, decision, placement, shard as member, view, view_id, worker,
 };
@@ -72,6 +72,7 @@ impl Bench {
                 range: SlotRange::new(start, end),
                 block: 0,
                 gradient: gradient.to_owned(),
+                digests: Vec::new(),
             },
         )
     }
@@ -83,6 +84,7 @@ impl Bench {
                 lineage: LINE,
                 step: Step(step),
                 block: 0,
+                testimonies: Vec::new(),
             },
         )
     }
@@ -95,6 +97,7 @@ impl Bench {
                 step: Step(step),
                 block: 0,
                 gradient: gradient.to_owned(),
+                testimonies: Vec::new(),
             },
         )
     }
@@ -103,7 +106,7 @@ impl Bench {
         self.hear(
             coordinator(0),
             Message::Decide {
-                epoch: Epoch(1),
+                view: view_id(1),
                 lineage: LINE,
                 step: Step(step),
                 decision: decision(0.0),
@@ -227,7 +230,7 @@ fn a_skipped_step_leaves_the_state() {
     let mut bench = Bench::ready(0, vec![placement(0, &[], &[])]);
     bench.partial(0, 0, 4, "g");
     let skip = Message::Decide {
-        epoch: Epoch(1),
+        view: view_id(1),
         lineage: LINE,
         step: Step(0),
         decision: Decision {
@@ -461,7 +464,7 @@ fn another_line_empties_the_shard_and_hides_old_messages() {
     let mut bench = Bench::ready(0, vec![placement(0, &[1], &[])]);
     bench.partial(0, 0, 4, "g");
     let restored = View {
-        lineage: Lineage(LINE.0 + 1),
+        lineage: Lineage::new(Epoch(1), 1),
         restored_from: Step(5),
         ..view(2, vec![placement(0, &[1], &[])])
     };
@@ -482,7 +485,7 @@ fn a_line_that_was_left_is_only_joined_by_a_new_life() {
         lineage,
         ..view(number, vec![placement(0, &[1], &[])])
     };
-    bench.view(later(1, Lineage(LINE.0 + 1)));
+    bench.view(later(1, Lineage::new(Epoch(1), 1)));
     assert_eq!(bench.view(later(2, LINE)), ["Restart"]);
 }
 
@@ -494,7 +497,10 @@ fn an_unlisted_block_serves_a_new_leader_whose_view_is_late() {
     let announce = Message::Announce { epoch: Epoch(2) };
     bench.hear(coordinator(1), announce);
     let decide = Message::Decide {
-        epoch: Epoch(2),
+        view: ViewId {
+            epoch: Epoch(2),
+            number: 1,
+        },
         lineage: LINE,
         step: Step(0),
         decision: decision(0.0),
@@ -567,6 +573,7 @@ fn malformed_input_changes_nothing() {
         range: SlotRange::new(9, 3),
         block: 77,
         gradient: String::new(),
+        digests: Vec::new(),
     };
     assert_eq!(bench.hear(worker(0), unknown), Vec::<String>::new());
     // Only coordinators lead.

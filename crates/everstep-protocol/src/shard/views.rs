@@ -25,7 +25,21 @@ impl<N: Numerics> Shard<N> {
             }
             _ => {}
         }
-        if view.lineage != self.lineage {
+        if view.lineage.root() == self.lineage.root() {
+            if view.lineage < self.lineage {
+                // It acknowledged under a repair that this leader knows nothing of: only a new life may join.
+                return self.end(Effect::Restart);
+            }
+            if view.lineage > self.lineage {
+                // A shard that has missed a repair cannot tell which of its sums that one made void.
+                let is_next = view.lineage == self.lineage.repaired();
+                let from = view.repair.filter(|_| is_next).map(|repair| repair.from);
+                for block in self.blocks.values_mut() {
+                    block.void(from);
+                }
+                self.lineage = view.lineage;
+            }
+        } else {
             if self.left.contains(&view.lineage) {
                 // What this life acknowledged on that line is still counted there, and is gone: only a new life may join it.
                 return self.end(Effect::Restart);
@@ -85,7 +99,7 @@ impl<N: Numerics> Shard<N> {
         id: BlockId,
         state: N::State,
     ) {
-        if lineage != self.lineage {
+        if lineage.root() != self.lineage.root() {
             return;
         }
         let Some(block) = self.blocks.get_mut(&id) else {
@@ -138,12 +152,12 @@ impl<N: Numerics> Shard<N> {
         let Some(block) = self.blocks.get_mut(&id) else {
             return;
         };
-        let (Some(step), Some((gradient, _))) = (block.version(), block.reduced()) else {
+        let (Some(step), Some(reduced)) = (block.version(), block.reduced()) else {
             return;
         };
-        let gradient = gradient.clone();
+        let (gradient, testimonies) = (reduced.gradient.clone(), reduced.testimonies.clone());
         for follower in followers {
-            if block.acked.contains(&follower) || block.sent.contains_key(&follower) {
+            if block.acked.contains_key(&follower) || block.sent.contains_key(&follower) {
                 continue;
             }
             block
@@ -156,6 +170,7 @@ impl<N: Numerics> Shard<N> {
                     step,
                     block: id,
                     gradient: gradient.clone(),
+                    testimonies: testimonies.clone(),
                 },
             });
         }
@@ -176,14 +191,14 @@ impl<N: Numerics> Shard<N> {
         let Some(block) = self.blocks.get_mut(&id) else {
             return;
         };
-        let (Some(step), Some((_, report))) = (block.version(), block.reduced()) else {
+        let (Some(step), Some(reduced)) = (block.version(), block.reduced()) else {
             return;
         };
-        let report = *report;
+        let report = reduced.report;
         let replicated = placement
             .backups
             .iter()
-            .all(|backup| block.acked.contains(backup));
+            .all(|backup| block.acked.contains_key(backup));
         let said = block
             .reported
             .as_ref()
@@ -191,12 +206,14 @@ impl<N: Numerics> Shard<N> {
         if !replicated || said {
             return;
         }
+        let testimonies = block.all_testimonies(&placement.backups);
         block.reported = Some((view_id, Retry::new(now_ms, self.config.resend_ms)));
         self.send_leader(Message::Reduced {
             view: view_id,
             step,
             block: id,
             report,
+            testimonies,
         });
     }
 
@@ -219,6 +236,7 @@ impl<N: Numerics> Shard<N> {
         };
         if block.is_reduced() && block.acked_to != Some(primary) {
             block.acked_to = Some(primary);
+            let testimonies = block.testimonies(step);
             let lineage = self.lineage;
             self.send(
                 primary,
@@ -226,12 +244,13 @@ impl<N: Numerics> Shard<N> {
                     lineage,
                     step,
                     block: id,
+                    testimonies,
                 },
             );
         }
     }
 
-    fn request_seed(&mut self, now_ms: u64, id: BlockId) {
+    pub(super) fn request_seed(&mut self, now_ms: u64, id: BlockId) {
         let Some(primary) = self.primary(id) else {
             return;
         };
@@ -310,10 +329,18 @@ impl<N: Numerics> Shard<N> {
             .iter_mut()
             .filter_map(|(member, retry)| retry.fires(now_ms).then_some(*member))
             .collect();
-        let (Some(step), Some((gradient, report))) = (block.version(), block.reduced()) else {
+        let (Some(step), Some(reduced)) = (block.version(), block.reduced()) else {
             return;
         };
-        let (gradient, report) = (gradient.clone(), *report);
+        let (gradient, report) = (reduced.gradient.clone(), reduced.report);
+        let testimonies = reduced.testimonies.clone();
+        let backups = self
+            .view
+            .as_ref()
+            .and_then(|view| view.placements.get(id as usize))
+            .map(|placement| placement.backups.clone())
+            .unwrap_or_default();
+        let all = block.all_testimonies(&backups);
         let again = block
             .reported
             .as_mut()
@@ -326,6 +353,7 @@ impl<N: Numerics> Shard<N> {
                     step,
                     block: id,
                     gradient: gradient.clone(),
+                    testimonies: testimonies.clone(),
                 },
             });
         }
@@ -335,6 +363,7 @@ impl<N: Numerics> Shard<N> {
                 step,
                 block: id,
                 report,
+                testimonies: all,
             });
         }
         self.replicate(now_ms, id);

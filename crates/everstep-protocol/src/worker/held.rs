@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Effect;
 use super::machine::Worker;
 use crate::ids::{BlockId, Member, SlotRange};
-use crate::message::{Message, Numerics};
+use crate::message::{Digest, Message, Numerics};
 use crate::retry::Retry;
 use crate::tree::{Insertion, TreeSum};
 
@@ -26,6 +26,8 @@ pub(super) struct Held<N: Numerics> {
     trees: Vec<TreeSum<N::Gradient>>,
     /// The complete sums, by block; empty before.
     pub(super) sums: Vec<N::Gradient>,
+    /// Digests of its audited slots.
+    digests: Vec<(u32, Digest)>,
     pub(super) deliveries: Vec<Delivery>,
     /// Blocks whose current primary has not acknowledged it.
     pub(super) num_waiting: usize,
@@ -39,6 +41,7 @@ impl<N: Numerics> Held<N> {
             range,
             trees: (0..num_blocks).map(|_| TreeSum::new(range)).collect(),
             sums: Vec::new(),
+            digests: Vec::new(),
             deliveries: (0..num_blocks)
                 .map(|_| Delivery {
                     acked: BTreeSet::new(),
@@ -54,11 +57,27 @@ impl<N: Numerics> Held<N> {
         self.trees.is_empty()
     }
 
+    /// Primaries have nothing of it any more.
+    pub(super) fn push_again(&mut self) {
+        for delivery in &mut self.deliveries {
+            delivery.acked.clear();
+            delivery.sent = None;
+        }
+        self.delivered = false;
+    }
+
     /// Adds a slot's gradients; returns whether the range is complete now.
-    pub(super) fn add(&mut self, numerics: &N, slot: u32, gradients: Vec<N::Gradient>) -> bool {
+    pub(super) fn add(
+        &mut self,
+        numerics: &N,
+        slot: u32,
+        gradients: Vec<N::Gradient>,
+        digest: Option<Digest>,
+    ) -> bool {
         if self.is_complete() {
             return false;
         }
+        self.digests.extend(digest.map(|digest| (slot, digest)));
         let leaf = SlotRange::new(slot, slot + 1);
         for (tree, gradient) in self.trees.iter_mut().zip(gradients) {
             let inserted = tree.insert(leaf, gradient, |left, right| numerics.sum(left, right));
@@ -115,6 +134,7 @@ impl<N: Numerics> Worker<N> {
                         range: held.range,
                         block,
                         gradient: sum.clone(),
+                        digests: held.digests.clone(),
                     },
                 });
             }

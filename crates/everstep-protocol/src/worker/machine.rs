@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::held::Held;
 use super::parameters::Device;
+use super::tasks::Order;
 use super::{Effect, Event, WorkerConfig};
 use crate::allegiance::{Allegiance, Standing};
 use crate::ids::{Epoch, Lineage, Member, Role, Step};
-use crate::message::{Message, Numerics, Status, Task, View};
+use crate::message::{Digest, Message, Numerics, Status, Task, View};
 use crate::retry::Pulse;
 
 /// The worker machine.
@@ -25,13 +26,15 @@ pub struct Worker<N: Numerics> {
     /// Steps below are decided; their leases are late.
     pub(super) floor: Step,
     /// All tasks of the step that were ever leased here.
-    pub(super) leased: BTreeSet<(bool, u32)>,
+    pub(super) leased: BTreeSet<Order>,
     /// Those that are not computed yet, in order.
-    pub(super) queue: BTreeMap<(bool, u32), Task>,
+    pub(super) queue: BTreeMap<Order, Task>,
     pub(super) in_flight: Option<(Step, Task)>,
     pub(super) device: Device<N>,
     pub(super) held: Vec<Held<N>>,
     pub(super) evaluated: BTreeMap<u32, (f64, u64)>,
+    /// What audits of the step gave, by slot and run.
+    pub(super) audited: BTreeMap<(u32, u32), Digest>,
     pulse: Pulse,
     over: bool,
     pub(super) out: Vec<Effect<N>>,
@@ -56,6 +59,7 @@ impl<N: Numerics> Worker<N> {
             in_flight: None,
             held: Vec::new(),
             evaluated: BTreeMap::new(),
+            audited: BTreeMap::new(),
             over: false,
             out: Vec::new(),
         }
@@ -200,8 +204,8 @@ impl<N: Numerics> Worker<N> {
             Message::Announce { epoch }
             | Message::Expelled { epoch }
             | Message::Lease { epoch, .. }
-            | Message::Decide { epoch, .. }
             | Message::Finish { epoch } => *epoch,
+            Message::Decide { view, .. } => view.epoch,
             Message::View(view) => view.epoch,
             _ => return,
         };
@@ -257,6 +261,7 @@ impl<N: Numerics> Worker<N> {
         self.queue.clear();
         self.held.clear();
         self.evaluated.clear();
+        self.audited.clear();
         self.device.leave();
     }
 
@@ -274,11 +279,21 @@ impl<N: Numerics> Worker<N> {
         if old == Some(id) {
             return;
         }
-        if view.lineage != self.lineage {
+        if view.lineage.root() != self.lineage.root() {
             self.leave_step();
-            self.lineage = view.lineage;
             self.floor = Step::default();
+        } else if view.lineage != self.lineage {
+            let void = view.is_quarantined(self.config.me)
+                || view.repair.is_some_and(|repair| repair.recompute);
+            if void {
+                self.leave_step();
+            }
+            // What primaries have of it is void.
+            for held in &mut self.held {
+                held.push_again();
+            }
         }
+        self.lineage = view.lineage;
         if old.is_none_or(|old| old.epoch < view.epoch) {
             // A new leader may lease a step again that the old one had decided without anybody having applied it.
             self.floor = Step::default();

@@ -9,11 +9,16 @@ use crate::ids::{Epoch, Lineage, SlotRange, Step};
 use crate::message::{Message, Numerics, Task};
 use crate::tree::maximal_ranges;
 
-/// Evaluations come first: the leader's decision waits for them, and shards keep the version until then.
-fn order(task: Task) -> (bool, u32) {
+/// Place of a task in the queue: kind, number, run.
+pub(super) type Order = (u8, u32, u32);
+
+/// Evaluations come first: the leader's decision waits for them, and shards keep the version until then. Audits come last, while
+/// gradients are on their way.
+fn order(task: Task) -> Order {
     match task {
-        Task::Evaluate(chunk) => (false, chunk),
-        Task::Slot(slot) => (true, slot),
+        Task::Evaluate(chunk) => (0, chunk, 0),
+        Task::Slot(slot) => (1, slot, 0),
+        Task::Audit { slot, run } => (2, slot, run),
     }
 }
 
@@ -46,11 +51,11 @@ impl<N: Numerics> Worker<N> {
         let tasks: Vec<Task> = tasks
             .into_iter()
             .filter(|task| match task {
-                Task::Slot(slot) => *slot < self.config.num_slots,
+                Task::Slot(slot) | Task::Audit { slot, .. } => *slot < self.config.num_slots,
                 Task::Evaluate(_) => true,
             })
             .collect();
-        let mut new: BTreeMap<(bool, u32), Task> = BTreeMap::new();
+        let mut new: BTreeMap<Order, Task> = BTreeMap::new();
         for task in &tasks {
             if self.leased.insert(order(*task)) {
                 new.insert(order(*task), *task);
@@ -63,7 +68,7 @@ impl<N: Numerics> Worker<N> {
                 .values()
                 .filter_map(|task| match task {
                     Task::Slot(slot) => Some(*slot),
-                    Task::Evaluate(_) => None,
+                    Task::Evaluate(_) | Task::Audit { .. } => None,
                 })
                 .collect();
             let root = SlotRange::new(0, self.config.num_slots);
@@ -94,6 +99,16 @@ impl<N: Numerics> Worker<N> {
                         chunk,
                         loss_sum,
                         tokens,
+                    });
+                }
+            }
+            Task::Audit { slot, run } => {
+                if let Some(&digest) = self.audited.get(&(slot, run)) {
+                    self.send_leader(Message::Audited {
+                        step,
+                        slot,
+                        run,
+                        digest,
                     });
                 }
             }
@@ -138,20 +153,46 @@ impl<N: Numerics> Worker<N> {
         slot: u32,
         gradients: Vec<N::Gradient>,
     ) {
-        if self.in_flight != Some((step, Task::Slot(slot))) {
-            return;
-        }
+        let task = match self.in_flight {
+            Some((of, task @ (Task::Slot(at) | Task::Audit { slot: at, .. })))
+                if of == step && at == slot =>
+            {
+                task
+            }
+            _ => return,
+        };
         self.in_flight = None;
         let complete = gradients.len() == self.config.num_blocks as usize;
         if self.step == Some(step) && complete {
-            let held = self.held.iter_mut().find(|held| held.range.contains(slot));
-            if let Some(held) = held
-                && held.add(&self.numerics, slot, gradients)
-            {
-                self.push(now_ms);
+            match task {
+                Task::Audit { run, .. } => {
+                    let digest = self.numerics.digest(&gradients);
+                    self.audited.insert((slot, run), digest);
+                    self.send_leader(Message::Audited {
+                        step,
+                        slot,
+                        run,
+                        digest,
+                    });
+                }
+                _ => self.add(now_ms, step, slot, gradients),
             }
         }
         self.next();
+    }
+
+    fn add(&mut self, now_ms: u64, step: Step, slot: u32, gradients: Vec<N::Gradient>) {
+        let digest = self
+            .config
+            .audit
+            .covers(step, slot)
+            .then(|| self.numerics.digest(&gradients));
+        let held = self.held.iter_mut().find(|held| held.range.contains(slot));
+        if let Some(held) = held
+            && held.add(&self.numerics, slot, gradients, digest)
+        {
+            self.push(now_ms);
+        }
     }
 
     pub(super) fn on_evaluated(&mut self, step: Step, chunk: u32, loss_sum: f64, tokens: u64) {

@@ -1,8 +1,9 @@
 use super::*;
+use crate::audit::AuditPlan;
 use crate::ids::{Epoch, Lineage, SlotRange};
 use crate::message::{Placement, Status, View};
 use crate::testing::{
-    LINE, Words, coordinator, decision, placement, shard, view, worker as member,
+    LINE, Words, coordinator, decision, placement, shard, view, view_id, worker as member,
 };
 
 const V: u32 = 8;
@@ -21,6 +22,7 @@ impl Bench {
             num_slots: V,
             num_blocks,
             resend_ms: 100,
+            audit: AuditPlan::default(),
         };
         let mut bench = Self {
             worker: Worker::new(config, Words),
@@ -227,7 +229,7 @@ fn a_decision_ends_the_step() {
     bench.lease(0, &[Slot(0), Slot(1)]);
     bench.parameters(0, 0);
     let decide = Message::Decide {
-        epoch: Epoch(1),
+        view: view_id(1),
         lineage: LINE,
         step: Step(0),
         decision: decision(0.0),
@@ -380,7 +382,7 @@ fn another_line_starts_afresh() {
     bench.lease(5, &[Slot(0)]);
     bench.parameters(5, 0);
     bench.computed(5, 0);
-    let line = Lineage(LINE.0 + 1);
+    let line = Lineage::new(Epoch(1), 1);
     let restored = View {
         lineage: line,
         restored_from: Step(2),

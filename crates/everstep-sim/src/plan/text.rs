@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! topology workers=3 shards=3 coordinators=2 replication=2 colocated=false
-//! workload slots=8 blocks=4 steps=10 checkpoint_every=4 evaluate_every=0 chunks=2
+//! workload slots=8 blocks=4 steps=10 checkpoint_every=4 evaluate_every=0 chunks=2 audit_permille=0
 //! timing latency_max_ms=3 seed_max_ms=50 compute_max_ms=10 store_max_ms=30 shares_log=true
 //! chaos_ms 900
 //! fault kill target=leader at=phase:decided:2:0 salt=0
@@ -188,6 +188,10 @@ fn parts(action: &Action) -> (&'static str, Fields) {
         Action::SlowWorker { for_ms, factor } => {
             ("slow-worker", vec![("for_ms", for_ms), ("factor", factor)])
         }
+        Action::LyingWorker { for_ms, permille } => (
+            "lying-worker",
+            vec![("for_ms", for_ms), ("permille", permille)],
+        ),
         Action::LateJoin { at_ms } => ("late-join", vec![("at_ms", at_ms)]),
         Action::SlowStore { for_ms, max_ms } => {
             ("slow-store", vec![("for_ms", for_ms), ("max_ms", max_ms)])
@@ -298,6 +302,10 @@ fn read_action(name: &str, values: &mut Values<'_>) -> Result<Action, String> {
             for_ms: number("for_ms")?,
             factor: number("factor")?,
         },
+        "lying-worker" => Action::LyingWorker {
+            for_ms: number("for_ms")?,
+            permille: number("permille")?,
+        },
         "late-join" => Action::LateJoin {
             at_ms: number("at_ms")?,
         },
@@ -360,11 +368,12 @@ impl fmt::Display for Plan {
             checkpoint_every,
             evaluate_every,
             num_chunks,
+            audit_permille,
         } = &self.workload;
         writeln!(
             f,
             "workload slots={num_slots} blocks={num_blocks} steps={num_steps} checkpoint_every={checkpoint_every} \
-             evaluate_every={evaluate_every} chunks={num_chunks}"
+             evaluate_every={evaluate_every} chunks={num_chunks} audit_permille={audit_permille}"
         )?;
         let Timing {
             latency_max_ms,
@@ -411,6 +420,7 @@ fn read_line(plan: &mut Plan, line: &str) -> Result<(), String> {
                 checkpoint_every: values.take("checkpoint_every")?,
                 evaluate_every: values.take("evaluate_every")?,
                 num_chunks: values.take("chunks")?,
+                audit_permille: values.take("audit_permille")?,
             };
             values.close()
         }
@@ -493,6 +503,7 @@ impl Plan {
         within("blocks", workload.num_blocks.into(), 1, 64)?;
         within("steps", workload.num_steps, 1, 10_000)?;
         within("chunks", workload.num_chunks.into(), 0, 64)?;
+        within("audit_permille", workload.audit_permille, 0, 1000)?;
         for fault in &self.faults {
             let exists = match fault.target {
                 Target::Actor(Role::Worker, index) => index < topology.num_workers,

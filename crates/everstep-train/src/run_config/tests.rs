@@ -6,7 +6,6 @@ use everstep_optim::{ComputeDtype, Schedule};
 use everstep_protocol::Step;
 
 use super::*;
-use crate::safeguards::{LossSpike, NonFinite};
 use crate::sections::{Determinism, Election};
 
 const SMALL: &str = r#"
@@ -482,32 +481,10 @@ fn safeguards_are_off_unless_asked_for() {
     let config = small(&[]);
     assert_eq!(config.audit, AuditConfig { share: 0.0 });
     assert!(!config.chaos.allow);
-    assert_eq!(config.policy, PolicyConfig::default());
-    assert!(
-        !config.numeric_identity().contains("policy"),
-        "identities of old runs hold"
-    );
-    let config = small(&[
-        "audit.share=0.02",
-        "chaos.allow=true",
-        "policy.non_finite=stop",
-        "policy.loss_spike={factor=3.0,window=20}",
-    ]);
-    assert_eq!(config.audit.share, 0.02);
-    assert!(config.chaos.allow);
-    assert_eq!(config.policy.non_finite, NonFinite::Stop);
-    let spike = LossSpike {
-        factor: 3.0,
-        window: 20,
-    };
-    assert_eq!(config.policy.loss_spike, Some(spike));
-    assert!(
-        config
-            .numeric_identity()
-            .contains("policy.loss_spike.factor = 3.0")
-    );
-    let again = RunConfig::parse(Path::new("again.toml"), &config.to_toml(), &[]).unwrap();
-    assert_eq!(again, config);
+    let asked = small(&["audit.share=0.02", "chaos.allow=true"]);
+    assert_eq!(asked.audit.share, 0.02);
+    assert!(asked.chaos.allow);
+    assert_eq!(config.numeric_identity(), asked.numeric_identity());
 }
 
 #[test]
@@ -515,14 +492,6 @@ fn bad_safeguards_are_named() {
     assert_eq!(
         error("audit.share=1.5"),
         "audit.share: is 1.5; allowed: 0 (off) to 1"
-    );
-    assert_eq!(
-        error("policy.max_skips=0"),
-        "policy.max_skips: is 0; allowed: at least 1"
-    );
-    assert_eq!(
-        error("policy.loss_spike={factor=1.0}"),
-        "policy.loss_spike.factor: is 1; allowed: above 1"
     );
     let relaxed = parse(SMALL, &["audit.share=0.5", "run.determinism=relaxed"]).unwrap_err();
     assert!(relaxed.to_string().contains("audit.share"), "{relaxed}");
