@@ -117,7 +117,7 @@ fn serve(
                             .map_err(|error| error.to_string())?;
                         context.disturb_gradient(step, slot, &mut gradients);
                         if let Some(slots) = &context.slots {
-                            slots.count(false);
+                            slots.count(matches!(task, Task::Audit { .. }));
                         }
                         WorkerMessage::Computed {
                             step,
