@@ -14,6 +14,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 const POLL: Duration = Duration::from_millis(100);
 const PLAIN_EVERY: Duration = Duration::from_secs(2);
+/// The last checkpoint may take this long before it is worth a line.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Shows progress from a thread of its own until it is finished.
 pub(crate) struct Progress {
@@ -57,6 +59,8 @@ struct View {
     printed: Instant,
     last: Option<StepMetrics>,
     tokens_since: u64,
+    /// When the last step was committed, until its checkpoint is.
+    complete: Option<Instant>,
 }
 
 impl View {
@@ -80,18 +84,26 @@ impl View {
             printed: Instant::now(),
             last: None,
             tokens_since: 0,
+            complete: None,
         }
     }
 
     fn poll(&mut self, last: bool) {
         for metrics in self.metrics.poll() {
             self.tokens_since += metrics.tokens;
+            if metrics.step == self.num_steps {
+                self.complete = Some(Instant::now());
+            }
             self.last = Some(metrics);
         }
         for record in self.events.poll().unwrap_or_default() {
             if let Some(line) = line_of(&record.event) {
                 self.say(&line);
             }
+        }
+        if !last && self.complete.is_some_and(|at| at.elapsed() >= PATIENCE) {
+            self.complete = None;
+            self.say("all steps are committed; the end waits for the last checkpoint");
         }
         let elapsed = self.printed.elapsed();
         let due = elapsed >= PLAIN_EVERY || last;
@@ -191,6 +203,14 @@ pub(crate) fn line_of(event: &Event) -> Option<String> {
         Event::CheckpointDamaged { object, reason, .. } => {
             format!("checkpoint object {object} is damaged: {reason}")
         }
+        Event::StoreUnreachable { reason, .. } => {
+            format!("the store does not answer; training goes on and checkpoints wait ({reason})")
+        }
+        Event::StoreBack {
+            seconds, lag_steps, ..
+        } => format!(
+            "the store is back after {seconds:.1} s; the last checkpoint is {lag_steps} steps behind"
+        ),
         Event::StepSkipped { step, reason, .. } => format!("step {step} skipped: {reason}"),
         _ => return None,
     })

@@ -46,6 +46,18 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
         "leader {}  epoch {}  step {}",
         status.leader.leader, status.leader.epoch, status.leader.step
     )?;
+    if let Some(store) = &status.store {
+        let state = format!("{:?}", store.state).to_lowercase();
+        let (checkpoint, lag) = (store.checkpoint, store.lag_steps);
+        let mut line = format!("store {state}  checkpoint {checkpoint}  {lag} steps behind");
+        if let (Some(since), Some(reason)) = (&store.since, &store.reason) {
+            line += &format!("  since {since}: {reason}");
+        }
+        writeln!(out, "{line}")?;
+        if let Some(waiting) = &store.waiting {
+            writeln!(out, "waiting: {waiting}")?;
+        }
+    }
     writeln!(
         out,
         "{:<18} {:<12} {:<28} {:>8} {:<11} {:>8}  last died",

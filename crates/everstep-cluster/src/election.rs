@@ -1,55 +1,102 @@
 //! Who leads: an epoch is won by creating its lease in the object store, or, in a static election, by counting in the ledger.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
-use everstep_store::LatestIntact;
+use everstep_store::{LastCommit, LatestIntact, Lease, StoreError};
 use everstep_telemetry::Event;
 
 use crate::process::ProcessContext;
+use crate::store_health::{Access, patiently};
 
 const RETRY: Duration = Duration::from_millis(300);
+/// A new leader is not held up longer by a look at the checkpoints: what it finds is only a hint.
+const HINT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Wins the next free epoch above `at_least`, however long the store takes, and finds the newest intact checkpoint.
+/// Wins the next free epoch above `at_least`, however long the store takes. `hints` are steps that may have a checkpoint.
 ///
-/// Returns the epoch and the checkpoint's version (0: none, initial weights).
-pub(crate) async fn win(context: &ProcessContext, owner: &str, at_least: u64) -> (u64, u64) {
+/// Returns the epoch and the newest committed version that this process knows of (0: none).
+pub(crate) async fn win(
+    context: &ProcessContext,
+    owner: &str,
+    at_least: u64,
+    hints: &[u64],
+) -> (u64, u64) {
+    // The owner's name alone would be the same again for a process whose ledger was lost.
+    let owner = format!("{owner} {:016x}", RandomState::new().hash_one(owner));
     let epoch = loop {
-        match attempt(context, owner, at_least).await {
+        match attempt(context, &owner, at_least).await {
             Ok(Some(epoch)) => break epoch,
             Ok(None) => tracing::info!("the epoch went to another coordinator"),
             Err(error) => tracing::warn!(error, "no election now; trying again"),
         }
         tokio::time::sleep(RETRY).await;
     };
-    let checkpoint = loop {
-        match context.store.latest_intact().await {
-            Ok(LatestIntact {
-                checkpoint,
-                damaged,
-            }) => {
-                for damage in damaged {
-                    let (object, reason) = (damage.object.clone(), damage.reason.to_string());
-                    tracing::error!(
-                        step = damage.step,
-                        object,
-                        reason,
-                        "a checkpoint is damaged; an older one is used"
-                    );
-                    context.event(&Event::CheckpointDamaged {
-                        step: damage.step,
-                        object,
-                        reason,
-                    });
-                }
-                break checkpoint.map_or(0, |checkpoint| checkpoint.step);
-            }
+    context.store_health.waiting(None);
+    let recorded = match context.ledger.last_commit() {
+        Ok(commit) => commit.map_or(0, |commit| commit.step),
+        Err(error) => {
+            tracing::warn!(%error, "the ledger does not tell the last checkpoint");
+            0
+        }
+    };
+    let newest = tokio::time::timeout(HINT_DEADLINE, context.store.latest_committed(hints)).await;
+    let newest = match newest {
+        Ok(Ok(newest)) => newest.unwrap_or(0),
+        // If the run is over, or state must come from a checkpoint, the store is asked again, with more patience.
+        _ => 0,
+    };
+    (epoch, newest.max(recorded))
+}
+
+/// The newest checkpoint that is intact, however long the store takes; 0 if there is none.
+pub(crate) async fn find_checkpoint(context: &ProcessContext, hints: &[u64]) -> u64 {
+    let waiting = "the state must come from a checkpoint in the store";
+    context.store_health.waiting(Some(waiting.to_owned()));
+    let found = loop {
+        let search = || context.store.latest_intact(hints);
+        match patiently(context, Access::Read, search).await {
+            Ok(found) => break found,
             Err(error) => {
-                tracing::warn!(%error, "checkpoints cannot be listed now; trying again");
+                tracing::error!(%error, "checkpoints cannot be used; trying again");
                 tokio::time::sleep(RETRY).await;
             }
         }
     };
-    (epoch, checkpoint)
+    context.store_health.waiting(None);
+    let LatestIntact {
+        checkpoint,
+        damaged,
+    } = found;
+    for damage in damaged {
+        let (object, reason) = (damage.object.clone(), damage.reason.to_string());
+        tracing::error!(
+            step = damage.step,
+            object,
+            reason,
+            "a checkpoint is damaged; an older one is used"
+        );
+        context.event(&Event::CheckpointDamaged {
+            step: damage.step,
+            object,
+            reason,
+        });
+    }
+    let Some(checkpoint) = checkpoint else {
+        return 0;
+    };
+    let is_behind = |commit: LastCommit| commit.step > checkpoint.step;
+    if let Ok(Some(_)) = context
+        .ledger
+        .last_commit()
+        .map(|last| last.filter(|last| is_behind(*last)))
+        && let Err(error) = context
+            .ledger
+            .record_rollback(checkpoint.step, checkpoint.manifest_digest())
+    {
+        tracing::error!(%error, "the ledger does not take the rollback");
+    }
+    checkpoint.step
 }
 
 async fn attempt(
@@ -62,21 +109,23 @@ async fn attempt(
     let epoch = if context.run.is_static_election() {
         seen + 1
     } else {
-        let latest = context
-            .store
-            .latest_lease()
-            .await
-            .map_err(|e| text(&e))?
-            .map_or(0, |lease| lease.epoch);
-        let epoch = latest.max(seen) + 1;
-        if !context
-            .store
-            .take_lease(epoch, owner)
-            .await
-            .map_err(|e| text(&e))?
-        {
+        let next = |latest: Option<&Lease>| latest.map_or(0, |lease| lease.epoch).max(seen) + 1;
+        let waiting = format!("an epoch above {seen} can only be won in the store");
+        context.store_health.waiting(Some(waiting));
+        let lease = || async {
+            let latest = context.store.latest_lease(seen).await?;
+            // A request that was answered by a time-out may have been done.
+            if let Some(latest) = latest.as_ref().filter(|lease| lease.owner == owner) {
+                return Ok::<_, StoreError>(Some(latest.epoch));
+            }
+            let epoch = next(latest.as_ref());
+            let won = context.store.take_lease(epoch, owner).await?;
+            Ok(won.then_some(epoch))
+        };
+        let won = patiently(context, Access::Write, lease).await;
+        let Some(epoch) = won.map_err(|e| text(&e))? else {
             return Ok(None);
-        }
+        };
         epoch
     };
     context.ledger.see_epoch(epoch).map_err(|e| text(&e))?;

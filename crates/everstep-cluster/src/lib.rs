@@ -28,6 +28,7 @@ mod rundir;
 mod session;
 mod slots;
 mod status;
+mod store_health;
 mod topology;
 mod wire;
 
@@ -40,7 +41,7 @@ pub use run::{RunContext, RunError, RunRequest, goodput};
 pub use rundir::RunDir;
 pub use session::make_secret as make_session_secret;
 pub use status::{
-    LeaderStatus, ProcessState, ProcessStatus, RunStatus, read as read_status, write_processes,
-    write_single_process as write_single_process_status,
+    LeaderStatus, ProcessState, ProcessStatus, RunStatus, StoreState, StoreStatus,
+    read as read_status, write_processes, write_single_process as write_single_process_status,
 };
 pub use topology::{ActorAddress, ActorRole, Process, Route, Topology, TopologyError};

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use everstep_store::{Ledger, RunStore};
 use everstep_telemetry::{Event, EventLog};
 use everstep_transport::{Endpoint, Hello, Identity, TransportOptions};
-use ractor::{Actor, ActorRef};
+use ractor::{Actor, ActorRef, MessagingErr};
 use ractor_supervisor::{
     ChildBackoffFn, ChildSpec, Restart, SpawnFn, Supervisor, SupervisorArguments,
     SupervisorOptions, SupervisorStrategy,
@@ -39,6 +39,7 @@ use crate::run::RunContext;
 use crate::rundir::RunDir;
 use crate::session::{self, Sessions};
 use crate::slots::SlotCounter;
+use crate::store_health::{self, StoreHealth};
 use crate::topology::{ActorAddress, ActorRole};
 
 const MAX_RESTARTS: usize = 20;
@@ -93,6 +94,7 @@ pub(crate) struct ProcessContext {
     pub(crate) run_dir: RunDir,
     pub(crate) router: Arc<Router>,
     pub(crate) store: RunStore,
+    pub(crate) store_health: StoreHealth,
     pub(crate) ledger: Ledger,
     /// Slots that the workers of this process computed; there where one lives.
     pub(crate) slots: Option<Arc<SlotCounter>>,
@@ -195,17 +197,38 @@ impl ProcessContext {
             .unwrap_or_else(PoisonError::into_inner) = Some(actor);
     }
 
-    /// Asks the checkpointer of this process for something.
-    pub(crate) fn checkpointer(&self, message: CheckpointerMessage) -> Result<(), String> {
+    /// Asks the checkpointer of this process for something. One that is just starting gets it a moment later: who asks holds state
+    /// that must not be lost over it.
+    pub(crate) fn checkpointer(self: &Arc<Self>, message: CheckpointerMessage) {
+        let Err(message) = self.try_checkpointer(message) else {
+            return;
+        };
+        let context = self.clone();
+        tokio::spawn(async move {
+            let mut message = message;
+            loop {
+                tokio::time::sleep(BACKOFF_FIRST).await;
+                match context.try_checkpointer(message) {
+                    Ok(()) => return,
+                    Err(returned) => message = returned,
+                }
+            }
+        });
+    }
+
+    fn try_checkpointer(&self, message: CheckpointerMessage) -> Result<(), CheckpointerMessage> {
         let actor = self
             .checkpointer
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        let actor = actor.ok_or("the checkpointer has not started")?;
-        actor
-            .cast(message)
-            .map_err(|error| format!("the checkpointer is restarting: {error}"))
+        let Some(actor) = actor else {
+            return Err(message);
+        };
+        actor.cast(message).map_err(|error| match error {
+            MessagingErr::SendErr(message) => message,
+            _ => CheckpointerMessage::Check,
+        })
     }
 }
 
@@ -269,6 +292,7 @@ pub async fn run_process(
         run_dir,
         router,
         store,
+        store_health: StoreHealth::new(),
         ledger,
         slots,
         process,
@@ -310,6 +334,10 @@ pub async fn run_process(
         .await
         .map_err(|e| start(&e))?;
     link::start(&context).map_err(|e| start(&e))?;
+    let watching = spec
+        .roles
+        .contains(&ActorRole::Coordinator)
+        .then(|| tokio::spawn(store_health::watch(context.clone())));
     let outcome = tokio::select! {
         ending = ended.wait_for(Option::is_some) => match ending.ok().and_then(|ending| *ending) {
             Some(Ending::Orphaned) | None => Err(ProcessError::Start("the node agent is gone".to_owned())),
@@ -321,6 +349,9 @@ pub async fn run_process(
     let is_finished = matches!(outcome, Ok(Ending::Finished));
     if is_finished && spec.roles.contains(&ActorRole::Coordinator) && network.is_some() {
         farewell(&context).await;
+    }
+    if let Some(watching) = watching {
+        watching.abort();
     }
     supervisor.stop(None);
     if let Some((endpoint, sessions)) = network {

@@ -59,12 +59,58 @@ pub struct ProcessStatus {
     pub last_reason: Option<String>,
 }
 
+/// Whether the object store answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreState {
+    /// It does.
+    #[default]
+    Reachable,
+    /// It does not; training goes on and checkpoints wait.
+    Unreachable,
+}
+
+/// The object store and the checkpoints, as the leader, or who wants to lead, sees them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Name of the process that wrote this.
+    pub process: String,
+    /// Whether the store answers.
+    pub state: StoreState,
+    /// Since when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// What it, or the network, says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Step of the newest committed checkpoint; 0 if there is none.
+    pub checkpoint: u64,
+    /// Steps committed since then: what a loss of all replicas would cost.
+    pub lag_steps: u64,
+    /// What cannot go on without the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+}
+
+impl StoreStatus {
+    /// Replaces the file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, run_dir: &RunDir) -> std::io::Result<()> {
+        replace(&run_dir.status().join("store.json"), self)
+    }
+}
+
 /// Everything that is known of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunStatus {
     /// The leader, if any wrote.
     #[serde(flatten)]
     pub leader: LeaderStatus,
+    /// The object store, if anybody wrote.
+    #[serde(default)]
+    pub store: Option<StoreStatus>,
     /// All processes.
     pub processes: Vec<ProcessStatus>,
 }
@@ -133,6 +179,11 @@ pub fn read(run_dir: &RunDir) -> std::io::Result<RunStatus> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => LeaderStatus::default(),
         Err(error) => return Err(error),
     };
+    let store = match fs::read(folder.join("store.json")) {
+        Ok(bytes) => Some(serde_json::from_slice(&bytes)?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
     let mut processes: Vec<ProcessStatus> = Vec::new();
     let mut files: Vec<_> = fs::read_dir(&folder)?.collect::<Result<_, _>>()?;
     files.sort_by_key(fs::DirEntry::file_name);
@@ -151,7 +202,11 @@ pub fn read(run_dir: &RunDir) -> std::io::Result<RunStatus> {
             process.pid = None;
         }
     }
-    Ok(RunStatus { leader, processes })
+    Ok(RunStatus {
+        leader,
+        store,
+        processes,
+    })
 }
 
 /// What the agent of `node` wrote last.

@@ -124,6 +124,10 @@ impl Process {
                         self.mail.push_back((from, member(role), message.clone()));
                     }
                 }
+                Effect::FindCheckpoint => {
+                    let version = Step(0);
+                    self.on_coordinator(coordinator::Event::CheckpointFound { version });
+                }
                 Effect::LogStep { decision, .. } => {
                     black_box(decision);
                     self.decided += 1;

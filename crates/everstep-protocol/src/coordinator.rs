@@ -6,6 +6,8 @@
 //!     │                  │    │                                        │   │      evaluated
 //!     │   nothing, or    │    └──── a block has no replica left ───────│───┤
 //!     │   not enough     ▼                                             │   │
+//!     │        gathering, CheckpointFound awaited                      │   │
+//!     │                   ▼                                            │   │
 //!     │               restoring ──every replica has loaded─────────────┘   │
 //!     │               (new line of state, from the committed checkpoint)   │
 //!     └──────────────────── a higher epoch was seen: Deposed ──────────────┘
@@ -64,12 +66,12 @@ pub struct CoordinatorConfig {
 /// What happens to a coordinator.
 #[derive(Debug)]
 pub enum Event<N: Numerics> {
-    /// It has won an epoch (store lease or static ledger). `committed`: version of the newest intact checkpoint (0: none), and
-    /// `high_water`: the highest step known to be committed (from the metrics log), for the lineage rule.
+    /// It has won an epoch (store lease or static ledger). It is enough to know the newest checkpoint roughly: nothing is loaded
+    /// before `FindCheckpoint` was answered, so that a leader starts without a store as long as the shards hold the state.
     Elected {
         /// The epoch.
         epoch: Epoch,
-        /// Version of the newest intact checkpoint, 0 if there is none (initial weights).
+        /// Version of the newest committed checkpoint that this process knows of, 0 if it knows of none.
         checkpoint: Step,
         /// One past the highest step ever decided, as far as this process can tell.
         high_water: Step,
@@ -91,6 +93,11 @@ pub enum Event<N: Numerics> {
     /// The manifest that `CommitManifest` asked for is committed (or was already).
     ManifestCommitted {
         /// The version.
+        version: Step,
+    },
+    /// The answer to `FindCheckpoint`.
+    CheckpointFound {
+        /// Version of the newest checkpoint that is intact, 0 if there is none (initial weights).
         version: Step,
     },
     /// Time passed.
@@ -136,6 +143,9 @@ pub enum Effect<N: Numerics> {
         /// What the shards said of their objects.
         objects: Vec<Vec<u8>>,
     },
+    /// The state must come from a checkpoint: find the newest one that is intact, however long the store takes, then say
+    /// `CheckpointFound`. Asked again, an earlier search that has not ended is void.
+    FindCheckpoint,
     /// Something that the event log should tell.
     Note(Note),
     /// The last version is checkpointed and committed. The run is over.
@@ -236,6 +246,13 @@ pub enum Note {
     CheckpointAbandoned {
         /// The version.
         version: Step,
+    },
+    /// A checkpoint was given up for a newer one, since the store is slower than checkpoints are due.
+    CheckpointSuperseded {
+        /// The version.
+        version: Step,
+        /// The newer one.
+        by: Step,
     },
     /// A checkpoint is complete.
     CheckpointCommitted {

@@ -77,6 +77,13 @@ pub enum Event<N: Numerics> {
         /// What the manifest will say of the object.
         object: Vec<u8>,
     },
+    /// A snapshot was given up for a newer one, since the store is slower than checkpoints are due.
+    StoreAbandoned {
+        /// The checkpoint's version.
+        version: Step,
+        /// The blocks.
+        blocks: Vec<BlockId>,
+    },
     /// Time passed.
     Tick,
 }

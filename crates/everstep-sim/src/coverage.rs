@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::summary::COVERAGE_SEEDS_MIN;
+
 /// A branch that only an unlucky run takes. A campaign must have seen each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Branch {
@@ -59,7 +61,7 @@ pub enum Branch {
 
 impl Branch {
     /// All of them.
-    pub const ALL: [Branch; 23] = [
+    pub const ALL: [Branch; 25] = [
         Branch::PromotedWhileReplicating,
         Branch::ResentAfterPromotion,
         Branch::ViewChangedWhileSeeding,
@@ -83,7 +85,20 @@ impl Branch {
         Branch::JoinedWhileRestoring,
         Branch::LeaseLost,
         Branch::ManifestExisted,
+        Branch::OlderCheckpointUsed,
+        Branch::DamageFoundWhileLoading,
     ];
+}
+
+impl Branch {
+    /// Campaigns of at least this many seeds must have taken it: about ten times what one occurrence takes, 5,000 at least.
+    pub(crate) fn seeds_min(self) -> u64 {
+        match self {
+            Branch::LeftLineRejoined => 30_000,
+            Branch::DamageFoundWhileLoading => 100_000,
+            _ => COVERAGE_SEEDS_MIN,
+        }
+    }
 }
 
 impl fmt::Display for Branch {

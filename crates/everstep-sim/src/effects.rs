@@ -230,6 +230,10 @@ impl World<'_> {
                 });
                 self.reached(Phase::Manifest, actor);
             }
+            CoordinatorEffect::FindCheckpoint => self.begin(Write::Find {
+                actor,
+                incarnation: member.incarnation,
+            }),
             CoordinatorEffect::Note(note) => self.note(actor, note),
             CoordinatorEffect::Finished => {
                 self.is_finished = true;
@@ -306,7 +310,9 @@ impl World<'_> {
                 });
                 self.shake();
             }
-            Note::CheckpointAbandoned { .. } => self.count(Recovery::CheckpointAbandoned),
+            Note::CheckpointAbandoned { .. } | Note::CheckpointSuperseded { .. } => {
+                self.count(Recovery::CheckpointAbandoned);
+            }
             Note::CheckpointCommitted { .. } => self.count(Recovery::CheckpointCommitted),
             Note::MemberLost { member } => {
                 self.watch.declared.insert(member);

@@ -91,7 +91,7 @@ pub enum Fault {
 impl Fault {
     /// All kinds.
     pub fn all() -> impl Iterator<Item = Fault> {
-        const PLAIN: [Fault; 35] = [
+        const PLAIN: [Fault; 37] = [
             Fault::KillWorker,
             Fault::KillShard,
             Fault::KillCoordinator,
@@ -127,6 +127,8 @@ impl Fault {
             Fault::LostReply,
             Fault::StaleList,
             Fault::LeaseRace,
+            Fault::DamagedObject,
+            Fault::MissingObject,
         ];
         PLAIN
             .into_iter()

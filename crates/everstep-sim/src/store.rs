@@ -50,6 +50,8 @@ pub(crate) enum Write {
         version: Step,
         objects: Vec<Vec<u8>>,
     },
+    /// The newest checkpoint is looked for, which takes as long as it is.
+    Find { actor: usize, incarnation: u64 },
     Load {
         actor: usize,
         incarnation: u64,
@@ -207,6 +209,7 @@ impl World<'_> {
             | Write::Manifest {
                 actor, incarnation, ..
             }
+            | Write::Find { actor, incarnation }
             | Write::Load {
                 actor, incarnation, ..
             } => (*actor, *incarnation),
@@ -280,6 +283,14 @@ impl World<'_> {
                     let event = CoordinatorEvent::ManifestCommitted { version };
                     self.tell(actor, incarnation, Local::Coordinator(event));
                 }
+            }
+            Write::Find { .. } => {
+                if !answers {
+                    return;
+                }
+                let version = self.listed_newest();
+                let event = CoordinatorEvent::CheckpointFound { version };
+                self.tell(actor, incarnation, Local::Coordinator(event));
             }
             Write::Load {
                 lineage,

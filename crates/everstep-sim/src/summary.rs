@@ -128,7 +128,9 @@ impl Summary {
             .map(Recovery::to_string);
         let branches = Branch::ALL
             .iter()
-            .filter(|branch| !self.branches.contains_key(branch))
+            .filter(|branch| {
+                self.num_seeds >= branch.seeds_min() && !self.branches.contains_key(branch)
+            })
             .map(Branch::to_string);
         faults.chain(recoveries).chain(branches).collect()
     }

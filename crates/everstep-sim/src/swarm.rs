@@ -30,6 +30,7 @@ enum Kind {
     StoreOutage,
     StaleList,
     StoreRace,
+    DamageCheckpoint,
     // From here on: conditions of the whole chaos phase.
     Aftershock,
     Drop,
@@ -44,7 +45,7 @@ enum Kind {
     LostReply,
 }
 
-const STRIKES: [Kind; 21] = [
+const STRIKES: [Kind; 22] = [
     Kind::KillWorker,
     Kind::KillShard,
     Kind::KillCoordinator,
@@ -66,6 +67,7 @@ const STRIKES: [Kind; 21] = [
     Kind::StoreOutage,
     Kind::StaleList,
     Kind::StoreRace,
+    Kind::DamageCheckpoint,
 ];
 
 const CONDITIONS: [Kind; 11] = [
@@ -215,6 +217,12 @@ impl Draw {
                 Target::All,
             ),
             Kind::StoreRace => (Action::StoreRace, Target::All),
+            Kind::DamageCheckpoint => (
+                Action::DamageCheckpoint {
+                    missing: self.one_in(2),
+                },
+                Target::All,
+            ),
             // Conditions are made by `condition`.
             _ => (Action::FalseSuspicion, Target::Any),
         }
@@ -372,7 +380,12 @@ impl Plan {
             draw.between(1, 12)
         };
         for _ in 0..num_strikes {
-            let kind = draw.of(&striking);
+            // There are as many phases as other kinds.
+            let kind = if draw.one_in(4) {
+                Kind::InPhase
+            } else {
+                draw.of(&striking)
+            };
             let (action, target) = draw.strike(kind);
             let moment = if kind == Kind::InPhase {
                 Moment::Phase {

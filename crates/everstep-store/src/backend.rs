@@ -19,13 +19,18 @@ use url::Url;
 
 use crate::error::{StoreError, one_line};
 
+/// Longest time of a request that moves blocks: 40 MiB on their way at 10 Mbit/s.
+const BULK_TIMEOUT: &str = "45 seconds";
+/// Longest time of any other request.
+const SMALL_TIMEOUT: &str = "5 seconds";
+
 /// One store, seen from inside one run's folder.
 #[derive(Clone)]
 pub(crate) struct Backend {
-    /// For work: retries for minutes.
-    pub(crate) patient: Arc<dyn ObjectStore>,
-    /// For the checks at start: gives up within seconds.
-    pub(crate) impatient: Arc<dyn ObjectStore>,
+    /// For blocks: a request may move megabytes over a slow link.
+    pub(crate) bulk: Arc<dyn ObjectStore>,
+    /// For documents, sizes and lists: what takes longer than seconds will not come.
+    pub(crate) small: Arc<dyn ObjectStore>,
     /// The run's folder, for `file://` only.
     pub(crate) folder: Option<PathBuf>,
     /// What is probably the cause if the store refuses us.
@@ -72,16 +77,26 @@ fn open_file(url: &str, parsed: &Url, run: &str) -> Result<Backend, StoreError> 
         reason,
     };
     let folder = root.join(run);
-    std::fs::create_dir_all(&folder)
-        .map_err(|error| refused(format!("cannot create `{}`: {error}", folder.display())))?;
     // A commit must outlive a power cut, so files and folders are synced before a write counts.
-    let store = LocalFileSystem::new_with_prefix(&folder)
-        .map_err(|error| refused(one_line(&error)))?
-        .with_fsync(true);
-    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    let store: Arc<dyn ObjectStore> = match std::fs::create_dir_all(&folder) {
+        Ok(()) => {
+            let local = LocalFileSystem::new_with_prefix(&folder)
+                .map_err(|error| refused(one_line(&error)))?;
+            Arc::new(local.with_fsync(true))
+        }
+        // The disk may be away for a while (a mount, a full disk). A process that starts meanwhile goes on when it is back.
+        Err(error) => {
+            let prefix = Path::from_absolute_path(&folder)
+                .map_err(|_| refused(format!("cannot create `{}`: {error}", folder.display())))?;
+            Arc::new(PrefixStore::new(
+                LocalFileSystem::new().with_fsync(true),
+                prefix,
+            ))
+        }
+    };
     Ok(Backend {
-        patient: Arc::clone(&store),
-        impatient: store,
+        bulk: Arc::clone(&store),
+        small: store,
         folder: Some(folder),
         suspicion: None,
     })
@@ -131,14 +146,19 @@ fn open_s3(
     );
     // An error only says that the program has chosen a provider already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let build = |retry: RetryConfig| -> Result<Arc<dyn ObjectStore>, StoreError> {
-        let store = build_s3(builder.clone().with_retry(retry), plain_http)
-            .map_err(|error| bad(one_line(&error)))?;
+    let build = |timeout: &str| -> Result<Arc<dyn ObjectStore>, StoreError> {
+        let client = |key: ClientConfigKey| AmazonS3ConfigKey::Client(key);
+        let builder = builder
+            .clone()
+            .with_retry(retries())
+            .with_config(client(ClientConfigKey::ConnectTimeout), "3 seconds")
+            .with_config(client(ClientConfigKey::Timeout), timeout);
+        let store = build_s3(builder, plain_http).map_err(|error| bad(one_line(&error)))?;
         Ok(Arc::new(PrefixStore::new(store, prefix.clone())))
     };
     Ok(Backend {
-        patient: build(patience())?,
-        impatient: build(impatience())?,
+        bulk: build(BULK_TIMEOUT)?,
+        small: build(SMALL_TIMEOUT)?,
         folder: None,
         suspicion,
     })
@@ -176,23 +196,16 @@ fn build_s3(builder: AmazonS3Builder, plain_http: bool) -> object_store::Result<
     result
 }
 
-/// Exponential back-off with jitter; a store that is away for two minutes costs no checkpoint.
-fn patience() -> RetryConfig {
+/// A request that failed is repeated a few times at once, with jitter. An outage is the caller's to bridge: it knows what else
+/// can be done meanwhile, and says so.
+fn retries() -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(10),
+            max_backoff: Duration::from_secs(2),
             base: 2.0,
         },
-        max_retries: 12,
-        retry_timeout: Duration::from_secs(120),
-    }
-}
-
-fn impatience() -> RetryConfig {
-    RetryConfig {
-        max_retries: 2,
-        retry_timeout: Duration::from_secs(5),
-        ..patience()
+        max_retries: 4,
+        retry_timeout: Duration::from_secs(6),
     }
 }

@@ -21,6 +21,8 @@ pub enum Commit {
     Created,
     /// The step was committed before, with the same bits.
     AlreadyCommitted,
+    /// The step was committed before, and what was there is damaged: it now consists of the new objects.
+    Repaired,
 }
 
 impl RunStore {
@@ -30,8 +32,8 @@ impl RunStore {
     /// late writer cannot touch what another has committed. Beside `blocks` an upload holds five parts in memory
     /// (40 MiB; more only for objects above 70 GiB).
     ///
-    /// Cancelling leaves no object; on S3 the parts already sent stay until the bucket's rule for incomplete multipart
-    /// uploads removes them.
+    /// Cancelling leaves no object; the parts already sent are removed in the background. Those of a writer that was killed stay
+    /// on S3 until the bucket's rule for incomplete multipart uploads removes them.
     ///
     /// # Errors
     /// [`StoreError::InvalidCheckpoint`] for no blocks or one twice; [`StoreError::BadName`];
@@ -64,7 +66,7 @@ impl RunStore {
             blake3.to_string()
         );
         let entries = image.entries().await;
-        upload(self.store(), &Path::from(key.as_str()), &image)
+        upload(&self.backend.bulk, &Path::from(key.as_str()), &image)
             .await
             .map_err(io("write", &key))?;
         Ok(CheckpointObject {
@@ -101,11 +103,36 @@ impl RunStore {
         if self.create(&manifest_key(step), bytes.into()).await? {
             return Ok(Commit::Created);
         }
-        let there = self.load_manifest(step).await?;
+        let there = match self.load_manifest(step).await {
+            Ok(there) => there,
+            // Its bytes do not verify: they commit nothing, and stand in the way of what does.
+            Err(StoreError::Damaged(_)) => {
+                self.put(&manifest_key(step), sealed::seal(manifest).into())
+                    .await?;
+                return Ok(Commit::Repaired);
+            }
+            Err(error) => return Err(error),
+        };
         if there == *manifest {
             // Also what a request looks like that was repeated after its answer got lost.
             return Ok(Commit::AlreadyCommitted);
         }
+        self.same_bits(manifest, &there)?;
+        // The run has come here a second time, perhaps because what is there is damaged.
+        if self.verify_objects(&there).await?.is_empty() {
+            return Ok(Commit::AlreadyCommitted);
+        }
+        self.put(&manifest_key(step), sealed::seal(manifest).into())
+            .await?;
+        Ok(Commit::Repaired)
+    }
+
+    fn same_bits(
+        &self,
+        manifest: &CheckpointManifest,
+        there: &CheckpointManifest,
+    ) -> Result<(), StoreError> {
+        let step = manifest.step;
         for (field, expected, found) in [
             ("layout", manifest.layout, there.layout),
             (
@@ -128,7 +155,7 @@ impl RunStore {
                 });
             }
         }
-        Ok(Commit::AlreadyCommitted)
+        Ok(())
     }
 
     /// A checkpoint must be of this run and of its layout.
@@ -159,13 +186,16 @@ impl RunStore {
         step: u64,
         object: &CheckpointObject,
     ) -> Result<(), StoreError> {
-        let reason = match self.store().head(&Path::from(object.key.as_str())).await {
+        let reason = match self.small().head(&Path::from(object.key.as_str())).await {
             Ok(meta) if meta.size == object.bytes => return Ok(()),
             Ok(meta) => DamageReason::Size {
                 expected: object.bytes,
                 found: meta.size,
             },
-            Err(object_store::Error::NotFound { .. }) => DamageReason::Missing,
+            Err(object_store::Error::NotFound { .. }) => {
+                self.demand_folder("read")?;
+                DamageReason::Missing
+            }
             Err(error) => return Err(io("read", &object.key)(error)),
         };
         Err(Damage {

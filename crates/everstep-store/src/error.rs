@@ -55,7 +55,7 @@ pub enum StoreError {
         reason: String,
     },
     /// The store failed to do what was asked, after all retries.
-    #[error("{operation} `{key}`: {}", one_line(source.as_ref()))]
+    #[error("{operation} `{key}`: {}{}", hint(source), one_line(source.as_ref()))]
     Io {
         /// The verb: `read`, `write`, `list`, `delete`.
         operation: &'static str,
@@ -158,9 +158,11 @@ impl StoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. } => match **source {
-                object_store::Error::Generic { .. } | object_store::Error::JoinError { .. } => {
-                    ErrorKind::Retry
-                }
+                // Credentials expire and are renewed, rights are taken and given back: a run outlives that.
+                object_store::Error::Generic { .. }
+                | object_store::Error::JoinError { .. }
+                | object_store::Error::PermissionDenied { .. }
+                | object_store::Error::Unauthenticated { .. } => ErrorKind::Retry,
                 object_store::Error::NotFound { .. } => ErrorKind::Data,
                 object_store::Error::AlreadyExists { .. }
                 | object_store::Error::Precondition { .. } => ErrorKind::Fenced,
@@ -170,6 +172,25 @@ impl StoreError {
             Self::Damaged(_) | Self::Document { .. } => ErrorKind::Data,
             _ => ErrorKind::Invalid,
         }
+    }
+}
+
+impl StoreError {
+    /// Whether the store as such is away or refuses us, so that the same call may succeed later.
+    pub fn is_outage(&self) -> bool {
+        self.kind() == ErrorKind::Retry
+            || matches!(self, Self::NotWritable { .. } | Self::NoRun { .. })
+    }
+}
+
+/// What the store's own words do not say.
+fn hint(source: &object_store::Error) -> &'static str {
+    match source {
+        object_store::Error::PermissionDenied { .. }
+        | object_store::Error::Unauthenticated { .. } => {
+            "the store denies access; the credentials may have expired or lack a right: "
+        }
+        _ => "",
     }
 }
 

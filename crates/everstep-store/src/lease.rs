@@ -45,19 +45,35 @@ impl RunStore {
         self.document(&format!("{FOLDER}/{epoch}")).await
     }
 
-    /// The lease of the highest epoch that anybody took.
+    /// The lease of the highest epoch that anybody took, at least `known` if that is taken.
+    ///
+    /// A list may be old: from its end on, and from `known`, epochs are looked for one by one.
     ///
     /// # Errors
     /// [`StoreError::Document`] if it is damaged.
-    pub async fn latest_lease(&self) -> Result<Option<Lease>, StoreError> {
-        let leases = self.store().list(Some(&Path::from(FOLDER)));
+    pub async fn latest_lease(&self, known: u64) -> Result<Option<Lease>, StoreError> {
+        let leases = self.small().list(Some(&Path::from(FOLDER)));
         let epochs =
             leases.try_filter_map(|meta| async move { Ok(epoch_of(meta.location.as_ref())) });
         let latest = epochs.try_fold(None, |max, epoch| async move { Ok(max.max(Some(epoch))) });
-        match latest.await.map_err(io("list", FOLDER))? {
-            Some(epoch) => self.lease(epoch).await,
-            None => Ok(None),
+        let listed = latest.await.map_err(io("list", FOLDER))?;
+        self.demand_folder("list")?;
+        let start = listed.unwrap_or(0).max(known);
+        let mut newest = if start > 0 {
+            self.lease(start).await?
+        } else {
+            None
+        };
+        for epoch in start + 1.. {
+            match self.lease(epoch).await? {
+                Some(lease) => newest = Some(lease),
+                None => break,
+            }
         }
+        if newest.is_none() && listed.is_some_and(|listed| listed < start) {
+            newest = self.lease(listed.unwrap_or(0)).await?;
+        }
+        Ok(newest)
     }
 
     /// Creates `key` with `claim`; true if what is there afterwards is this claim.

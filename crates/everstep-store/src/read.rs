@@ -32,6 +32,24 @@ pub struct LatestIntact {
 }
 
 impl RunStore {
+    /// The newest committed step, from a list that may be old and from `hints`, as [`RunStore::latest_intact`], without a look at
+    /// what it consists of.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::NoRun`].
+    pub async fn latest_committed(&self, hints: &[u64]) -> Result<Option<u64>, StoreError> {
+        self.ping().await?;
+        let mut steps: BTreeSet<u64> = self.checkpoints().await?.into_iter().collect();
+        let listed = steps.last().copied();
+        steps.extend(hints);
+        for step in steps.into_iter().rev() {
+            if Some(step) == listed || self.get(&manifest_key(step)).await?.is_some() {
+                return Ok(Some(step));
+            }
+        }
+        Ok(None)
+    }
+
     /// The committed steps, ascending. Says nothing about damage.
     ///
     /// # Errors
@@ -51,7 +69,7 @@ impl RunStore {
     /// Everything below `checkpoints/`, by step.
     pub(crate) async fn checkpoint_keys(&self) -> Result<BTreeMap<u64, Vec<String>>, StoreError> {
         let mut keys: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-        let mut objects = self.store().list(Some(&Path::from("checkpoints")));
+        let mut objects = self.small().list(Some(&Path::from("checkpoints")));
         while let Some(meta) = objects
             .try_next()
             .await
@@ -62,6 +80,8 @@ impl RunStore {
                 keys.entry(step).or_default().push(key);
             }
         }
+        // If the folder went away meanwhile, the list is not whole.
+        self.demand_folder("list")?;
         Ok(keys)
     }
 
@@ -156,7 +176,7 @@ impl RunStore {
             .collect();
         let path = Path::from(object.key.as_str());
         let bytes = self
-            .store()
+            .bulk()
             .get_ranges(&path, &ranges)
             .await
             .map_err(io("read", &object.key))?;
@@ -204,7 +224,7 @@ impl RunStore {
         }
     }
 
-    async fn verify_objects(
+    pub(crate) async fn verify_objects(
         &self,
         manifest: &CheckpointManifest,
     ) -> Result<Vec<Damage>, StoreError> {
@@ -237,9 +257,12 @@ impl RunStore {
         &self,
         object: &CheckpointObject,
     ) -> Result<Option<DamageReason>, StoreError> {
-        let read = match self.store().get(&Path::from(object.key.as_str())).await {
+        let read = match self.bulk().get(&Path::from(object.key.as_str())).await {
             Ok(read) => read,
-            Err(object_store::Error::NotFound { .. }) => return Ok(Some(DamageReason::Missing)),
+            Err(object_store::Error::NotFound { .. }) => {
+                self.demand_folder("read")?;
+                return Ok(Some(DamageReason::Missing));
+            }
             Err(error) => return Err(io("read", &object.key)(error)),
         };
         if read.meta.size != object.bytes {
@@ -260,22 +283,35 @@ impl RunStore {
 
     /// The newest committed checkpoint whose objects all exist and verify, and what is damaged in newer ones.
     ///
-    /// Reads the whole checkpoint once, with bounded memory.
+    /// A list may be old, even where single objects are never: so the steps of `hints` (those that may be committed, as far as the
+    /// caller knows) are looked for one by one as well. Reads the whole checkpoint once, with bounded memory, and what seems
+    /// damaged a second time: a bit may have flipped on the way.
     ///
     /// # Errors
-    /// As [`RunStore::verify`].
-    pub async fn latest_intact(&self) -> Result<LatestIntact, StoreError> {
+    /// As [`RunStore::verify`]; [`StoreError::NoRun`] if the store does not have the run (any more).
+    pub async fn latest_intact(&self, hints: &[u64]) -> Result<LatestIntact, StoreError> {
+        self.ping().await?;
+        let mut steps: BTreeSet<u64> = self.checkpoints().await?.into_iter().collect();
+        steps.extend(hints);
         let mut damaged = Vec::new();
-        for step in self.checkpoints().await?.into_iter().rev() {
+        for step in steps.into_iter().rev() {
             let manifest = match self.load_manifest(step).await {
+                Err(StoreError::Damaged(_)) => self.load_manifest(step).await,
+                other => other,
+            };
+            let manifest = match manifest {
                 Ok(manifest) => manifest,
+                Err(StoreError::NoCheckpoint { .. }) => continue,
                 Err(StoreError::Damaged(damage)) => {
                     damaged.push(*damage);
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            let found = self.verify_objects(&manifest).await?;
+            let mut found = self.verify_objects(&manifest).await?;
+            if !found.is_empty() {
+                found = self.verify_objects(&manifest).await?;
+            }
             if found.is_empty() {
                 return Ok(LatestIntact {
                     checkpoint: Some(manifest),

@@ -24,8 +24,8 @@ const CHECK_DEADLINE: Duration = Duration::from_secs(15);
 
 /// One run's part of a store: `<store>/<run>/…`.
 ///
-/// Cheap to clone. Methods need a tokio runtime with I/O and time. Requests are retried with jitter for at most two
-/// minutes each; what then still fails is an error.
+/// Cheap to clone. Methods need a tokio runtime with I/O and time. A request that fails is repeated with jitter for some seconds; what
+/// then still fails is an error, and [`StoreError::is_outage`] says whether the same call may succeed later.
 #[derive(Clone)]
 pub struct RunStore {
     pub(crate) backend: Backend,
@@ -91,8 +91,13 @@ impl RunStore {
     pub async fn check_writable(&self) -> Result<(), StoreError> {
         let key = Path::from(format!("check-{}", nonce()));
         let contents = Bytes::from(nonce());
-        let store = &self.backend.impatient;
+        let store = &self.backend.small;
         let check = async {
+            self.demand_folder("write")
+                .map_err(|error| object_store::Error::Generic {
+                    store: "folder",
+                    source: error.into(),
+                })?;
             store.put(&key, contents.clone().into()).await?;
             let read = store.get(&key).await?.bytes().await?;
             store.delete(&key).await?;
@@ -178,11 +183,14 @@ impl RunStore {
     /// # Errors
     /// [`StoreError::NoRun`] if it was never created.
     pub async fn existing_run(&self) -> Result<RunIdentity, StoreError> {
-        let no_run = || StoreError::NoRun {
+        self.run().await?.ok_or_else(|| self.no_run())
+    }
+
+    fn no_run(&self) -> StoreError {
+        StoreError::NoRun {
             url: self.url.clone(),
             run: self.run.clone(),
-        };
-        self.run().await?.ok_or_else(no_run)
+        }
     }
 
     /// The run file as it was when the run was created.
@@ -200,15 +208,56 @@ impl RunStore {
         Ok(Some(text))
     }
 
-    pub(crate) fn store(&self) -> &dyn ObjectStore {
-        self.backend.patient.as_ref()
+    /// Asks the store for next to nothing: whether it answers, and still has the run.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] or [`StoreError::NoRun`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let found = self.small().head(&Path::from(RUN_MANIFEST)).await;
+        self.demand_folder("read")?;
+        match found {
+            Ok(_) => Ok(()),
+            Err(object_store::Error::NotFound { .. }) => Err(self.no_run()),
+            Err(error) => Err(io("read", RUN_MANIFEST)(error)),
+        }
+    }
+
+    /// For blocks.
+    pub(crate) fn bulk(&self) -> &dyn ObjectStore {
+        self.backend.bulk.as_ref()
+    }
+
+    /// For everything small.
+    pub(crate) fn small(&self) -> &dyn ObjectStore {
+        self.backend.small.as_ref()
+    }
+
+    /// In a folder that is away (a disk that is not mounted, say) nothing is found. That must not be taken for the truth.
+    pub(crate) fn demand_folder(&self, operation: &'static str) -> Result<(), StoreError> {
+        let Some(folder) = &self.backend.folder else {
+            return Ok(());
+        };
+        let reason = match std::fs::metadata(folder) {
+            Ok(metadata) if metadata.is_dir() => return Ok(()),
+            Ok(_) => std::io::Error::from(std::io::ErrorKind::NotADirectory),
+            Err(error) => error,
+        };
+        Err(io(operation, folder.display())(
+            object_store::Error::Generic {
+                store: "folder",
+                source: reason.into(),
+            },
+        ))
     }
 
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
-        let read = async { self.store().get(&Path::from(key)).await?.bytes().await };
+        let read = async { self.small().get(&Path::from(key)).await?.bytes().await };
         match read.await {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(object_store::Error::NotFound { .. }) => {
+                self.demand_folder("read")?;
+                Ok(None)
+            }
             Err(error) => Err(io("read", key)(error)),
         }
     }
@@ -227,8 +276,8 @@ impl RunStore {
         Ok(Some(document))
     }
 
-    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        self.store()
+    pub(crate) async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.small()
             .put(&Path::from(key), bytes.into())
             .await
             .map(drop)
@@ -240,7 +289,7 @@ impl RunStore {
     pub(crate) async fn create(&self, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
         let options = PutOptions::from(PutMode::Create);
         match self
-            .store()
+            .small()
             .put_opts(&Path::from(key), bytes.into(), options)
             .await
         {
@@ -254,7 +303,7 @@ impl RunStore {
     }
 
     pub(crate) async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        match self.store().delete(&Path::from(key)).await {
+        match self.small().delete(&Path::from(key)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(io("delete", key)(error)),
         }

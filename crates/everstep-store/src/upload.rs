@@ -1,9 +1,13 @@
 //! Uploads with bounded memory.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
+use tokio::runtime::Handle;
 
 use crate::block::ObjectImage;
 
@@ -16,11 +20,15 @@ const PARTS_MAX: u64 = 9_000;
 /// Parts on their way at the same time: an upload holds at most one more in memory.
 const PARTS_IN_FLIGHT_MAX: usize = 4;
 
+/// What failed is often a store that is away: its parts are removed when it is back, if that is within some minutes.
+const ABORT_ATTEMPTS: u32 = 20;
+const ABORT_PAUSE: Duration = Duration::from_secs(10);
+
 /// Writes the object; it appears in the store only when it is complete.
 ///
-/// Not cancel safe on S3: a dropped upload leaves its parts to the bucket's rule for incomplete multipart uploads.
+/// A dropped upload leaves no object; its parts are removed in the background.
 pub(crate) async fn upload(
-    store: &dyn ObjectStore,
+    store: &Arc<dyn ObjectStore>,
     key: &Path,
     image: &ObjectImage<'_>,
 ) -> object_store::Result<()> {
@@ -30,7 +38,13 @@ pub(crate) async fn upload(
         return store.put(key, bytes.into()).await.map(drop);
     }
     let part_bytes = part_bytes(image.len()) as usize;
-    let mut upload = store.put_multipart(key).await?;
+    let mut guard = AbortOnDrop {
+        upload: Some(store.put_multipart(key).await?),
+        key: key.clone(),
+    };
+    let Some(upload) = &mut guard.upload else {
+        return Ok(());
+    };
     let mut parts = FuturesUnordered::new();
     let sent: object_store::Result<()> = async {
         while let Some(part) = cursor.next_chunk(part_bytes) {
@@ -43,15 +57,37 @@ pub(crate) async fn upload(
         upload.complete().await.map(drop)
     }
     .await;
-    if let Err(error) = sent {
-        // Parts that are still on their way would be stored after the abort.
-        drop(parts);
-        if let Err(abort) = upload.abort().await {
-            tracing::warn!(%key, %abort, "an upload failed and its parts could not be removed");
-        }
-        return Err(error);
+    // Parts that are still on their way would be stored after the abort.
+    drop(parts);
+    if sent.is_ok() {
+        guard.upload = None;
     }
-    Ok(())
+    sent
+}
+
+/// Removes the parts of an upload that failed or was given up.
+struct AbortOnDrop {
+    upload: Option<Box<dyn MultipartUpload>>,
+    key: Path,
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        let (Some(mut upload), Ok(runtime)) = (self.upload.take(), Handle::try_current()) else {
+            return;
+        };
+        let key = self.key.clone();
+        runtime.spawn(async move {
+            for _ in 0..ABORT_ATTEMPTS {
+                let Err(error) = upload.abort().await else {
+                    return;
+                };
+                tracing::debug!(%key, %error, "the parts of an upload could not be removed now");
+                tokio::time::sleep(ABORT_PAUSE).await;
+            }
+            tracing::warn!(%key, "an upload was given up and its parts could not be removed");
+        });
+    }
 }
 
 /// All parts but the last have this size: some servers insist on equal parts.

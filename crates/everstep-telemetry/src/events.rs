@@ -162,6 +162,18 @@ pub enum Event {
     },
     /// A checkpoint was removed, since newer ones are kept instead.
     CheckpointPruned { step: u64 },
+    /// The store has not answered `process` since `since`; training goes on, and checkpoints wait.
+    StoreUnreachable {
+        process: String,
+        since: String,
+        reason: String,
+    },
+    /// The store answers again, after `seconds`; the newest committed checkpoint is `lag_steps` behind.
+    StoreBack {
+        process: String,
+        seconds: f64,
+        lag_steps: u64,
+    },
     /// The run went back from `from_step` to the committed `to_step` and replays.
     Rollback {
         from_step: u64,

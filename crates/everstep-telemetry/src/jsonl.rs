@@ -10,7 +10,7 @@ use serde::Serialize;
 const TAIL_STEP_BYTES: u64 = 64 * 1024;
 
 /// RFC 3339, UTC, milliseconds: `2026-11-24T17:59:46.227Z`.
-pub(crate) fn timestamp(time: SystemTime) -> String {
+pub fn timestamp(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
 

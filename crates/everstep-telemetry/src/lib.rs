@@ -34,5 +34,6 @@ pub use error::TelemetryError;
 pub use events::{Event, EventLog, EventReader, EventRecord};
 pub use goodput::{Goodput, SlotCounts};
 pub use init::{Options, Telemetry, Terminal, init, log_path};
+pub use jsonl::timestamp;
 pub use metrics::{MetricsLog, StepMetrics};
 pub use tensorboard::TensorBoard;

@@ -1,8 +1,9 @@
 //! The checkpointer actor: everything that touches the object store, beside training and never inside it.
 //!
-//! Each job is a task of its own; what fails is tried again here (loads) or asked for again by the leader (snapshots).
+//! Each job is a task of its own, and goes on until the store has taken it. Snapshots are copies of the state, so a writer may have
+//! two under way: the older one goes on, so that some checkpoint gets done, and a newer one takes the place of the other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,21 +12,26 @@ use everstep_protocol::{BlockId, Lineage, Member, Step, shard};
 use everstep_store::{CheckpointManifest, CheckpointObject, Commit};
 use everstep_telemetry::{Event, names};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::task::JoinSet;
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::Instrument;
 
 use super::ActorArguments;
 use crate::process::ProcessContext;
+use crate::store_health::{Access, Backoff, patiently};
 
-const RETRY: Duration = Duration::from_millis(500);
+/// Versions that a writer may have on their way to the store.
+const SNAPSHOTS_MAX: usize = 2;
+/// A checkpoint that verified and then does not may have met a bad line: it is read so often before it is taken for damaged.
+const DAMAGED_READS: u32 = 4;
 
 /// Snapshots shards, uploads, commits manifests, prunes.
 pub(crate) struct Checkpointer;
 
 /// Takes a shard's event back to it.
 pub(crate) type ShardReply = Box<dyn FnOnce(shard::Event<TrainingNumerics>) + Send>;
-/// Takes a loaded block back to the shard; called once for each.
-pub(crate) type LoadReply = Box<dyn Fn(shard::Event<TrainingNumerics>) + Send>;
+/// Takes a loaded block back to the shard, called once for each; or nothing, if the checkpoint is damaged.
+pub(crate) type LoadReply = Box<dyn Fn(Option<shard::Event<TrainingNumerics>>) + Send>;
 
 /// What the checkpointer is asked for.
 pub(crate) enum CheckpointerMessage {
@@ -69,6 +75,37 @@ pub(crate) enum CheckpointerMessage {
 pub(crate) struct CheckpointerState {
     context: Arc<ProcessContext>,
     jobs: JoinSet<()>,
+    uploads: BTreeMap<(Member, Step), Vec<Upload>>,
+}
+
+/// A snapshot on its way; dropping it gives it up.
+struct Upload {
+    _given_up: oneshot::Sender<()>,
+    task: AbortHandle,
+}
+
+impl CheckpointerState {
+    /// Gives up what a new snapshot of `writer` takes the place of.
+    fn make_room(&mut self, writer: Member, version: Step) {
+        self.uploads.retain(|_, parts| {
+            parts.retain(|part| !part.task.is_finished());
+            !parts.is_empty()
+        });
+        let others: Vec<Step> = self
+            .uploads
+            .keys()
+            .filter(|(member, other)| *member == writer && *other != version)
+            .map(|(_, other)| *other)
+            .collect();
+        if let (true, Some(victim)) = (others.len() >= SNAPSHOTS_MAX, others.last()) {
+            tracing::warn!(
+                step = victim.0,
+                by = version.0,
+                "a snapshot is given up for a newer one, since the store is slow or away"
+            );
+            self.uploads.remove(&(writer, *victim));
+        }
+    }
 }
 
 impl Actor for Checkpointer {
@@ -87,6 +124,7 @@ impl Actor for Checkpointer {
         Ok(CheckpointerState {
             context,
             jobs: JoinSet::new(),
+            uploads: BTreeMap::new(),
         })
     }
 
@@ -115,9 +153,19 @@ impl Actor for Checkpointer {
                 stored,
             } => {
                 let span = tracing::info_span!(names::span::UPLOAD, step = version.0);
+                state.make_room(writer, version);
+                let (given_up, signal) = oneshot::channel();
+                let upload = store(context, writer, version, blocks, stored, signal);
+                let task = state.jobs.spawn(upload.instrument(span));
+                let upload = Upload {
+                    _given_up: given_up,
+                    task,
+                };
                 state
-                    .jobs
-                    .spawn(store(context, writer, version, blocks, stored).instrument(span));
+                    .uploads
+                    .entry((writer, version))
+                    .or_default()
+                    .push(upload);
             }
             CheckpointerMessage::Commit {
                 epoch,
@@ -131,7 +179,10 @@ impl Actor for Checkpointer {
             }
             CheckpointerMessage::Check => {
                 while let Some(ended) = state.jobs.try_join_next() {
-                    ended?;
+                    // One job's failure must not take the others along; whoever waits for it asks again.
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a job of the checkpointer failed");
+                    }
                 }
             }
         }
@@ -156,32 +207,39 @@ async fn load(
         for block in blocks {
             let run = context.run.clone();
             match tokio::task::spawn_blocking(move || run.initial_state(block)).await {
-                Ok(state) => loaded(event(block, state)),
+                Ok(state) => loaded(Some(event(block, state))),
                 Err(error) => tracing::error!(%error, block, "initial weights could not be made"),
             }
         }
         return;
     }
+    let mut backoff = Backoff::default();
+    let mut damaged = 0;
     loop {
-        match context.store.load_blocks(version.0, &blocks).await {
+        let read = || context.store.load_blocks(version.0, &blocks);
+        match patiently(&context, Access::Read, read).await {
             Ok(states) => {
                 for state in states {
                     let (parameters, first, second) =
                         (state.param.into(), state.m.into(), state.v.into());
-                    loaded(event(
+                    loaded(Some(event(
                         state.block,
                         BlockState {
                             parameters,
                             first_moment: first,
                             second_moment: second,
                         },
-                    ));
+                    )));
                 }
                 return;
             }
             Err(error) => {
-                tracing::error!(%error, step = version.0, "a checkpoint cannot be read now; trying again");
-                tokio::time::sleep(RETRY).await;
+                damaged += 1;
+                tracing::error!(%error, step = version.0, damaged, "a checkpoint cannot be read; trying again");
+                if damaged >= DAMAGED_READS {
+                    return loaded(None);
+                }
+                backoff.wait().await;
             }
         }
     }
@@ -193,6 +251,7 @@ async fn store(
     version: Step,
     blocks: Vec<(BlockId, BlockState)>,
     stored: ShardReply,
+    given_up: oneshot::Receiver<()>,
 ) {
     let ids: Vec<BlockId> = blocks.iter().map(|(block, _)| *block).collect();
     let states: Vec<everstep_store::BlockState> = blocks
@@ -206,7 +265,14 @@ async fn store(
         .collect();
     // The writer's life is part of the name: a later life never overwrites an object that a manifest may name.
     let name = format!("shard-{}-{:x}", writer.index, writer.incarnation);
-    match context.store.put_blocks(version.0, &name, &states).await {
+    let write = || context.store.put_blocks(version.0, &name, &states);
+    let written = tokio::select! {
+        written = patiently(&context, Access::Write, write) => written,
+        _ = given_up => {
+            return stored(shard::Event::StoreAbandoned { version, blocks: ids });
+        }
+    };
+    match written {
         Ok(object) => match serde_json::to_vec(&object) {
             Ok(object) => stored(shard::Event::Stored {
                 version,
@@ -216,7 +282,11 @@ async fn store(
             Err(error) => tracing::error!(%error, "an object's record cannot be written"),
         },
         Err(error) => {
-            tracing::warn!(%error, step = version.0, "a snapshot could not be stored; training goes on without it")
+            tracing::error!(%error, step = version.0, "a snapshot could not be stored; training goes on without it");
+            stored(shard::Event::StoreAbandoned {
+                version,
+                blocks: ids,
+            });
         }
     }
 }
@@ -239,10 +309,12 @@ async fn commit(
             );
         }
     };
+    let mut backoff = Backoff::default();
     loop {
-        match context.store.commit(&manifest).await {
+        let write = || context.store.commit(&manifest);
+        match patiently(&context, Access::Write, write).await {
             Ok(outcome) => {
-                if matches!(outcome, Commit::Created) {
+                if matches!(outcome, Commit::Created | Commit::Repaired) {
                     let seconds = started.elapsed().as_secs_f64();
                     context.event(&Event::CheckpointCommitted {
                         step: version.0,
@@ -255,7 +327,7 @@ async fn commit(
             }
             Err(error) => {
                 tracing::warn!(%error, step = version.0, "the manifest could not be written; trying again");
-                tokio::time::sleep(RETRY).await;
+                backoff.wait().await;
             }
         }
     }

@@ -22,6 +22,9 @@ use crate::router::member_of;
 use crate::status::LeaderStatus;
 use crate::topology::{ActorAddress, ActorRole};
 
+/// Checkpoints that are looked for one by one, beside those that the store lists.
+const HINTS_MAX: usize = 8;
+
 /// Leads the run, or stands by.
 pub(crate) struct CoordinatorActor;
 
@@ -41,6 +44,8 @@ pub(crate) enum CoordinatorMessage {
     },
     /// A manifest is committed.
     ManifestCommitted(Step),
+    /// The newest intact checkpoint.
+    CheckpointFound(Step),
     /// Time passed.
     Tick,
 }
@@ -68,6 +73,8 @@ pub(crate) struct CoordinatorState {
     /// How long nothing had been heard of the process that is being declared lost.
     silent: Option<Duration>,
     recoveries: Recoveries,
+    /// A checkpoint is looked for.
+    search: Option<tokio::task::AbortHandle>,
     members: BTreeSet<Member>,
     metrics: MetricsLog,
     tensorboard: TensorBoard,
@@ -126,6 +133,7 @@ impl Actor for CoordinatorActor {
             electing: false,
             silent: None,
             recoveries: Recoveries::default(),
+            search: None,
             members: BTreeSet::new(),
             metrics,
             tensorboard,
@@ -157,6 +165,9 @@ impl Actor for CoordinatorActor {
             CoordinatorMessage::Peer(event) => state.peer(&myself, event),
             CoordinatorMessage::ManifestCommitted(version) => {
                 state.step(&myself, Event::ManifestCommitted { version })
+            }
+            CoordinatorMessage::CheckpointFound(version) => {
+                state.step(&myself, Event::CheckpointFound { version })
             }
             CoordinatorMessage::Elected { epoch, checkpoint } => {
                 state.electing = false;
@@ -293,10 +304,44 @@ impl CoordinatorState {
         self.succeed_leader(self.context.now_ms());
         let (context, owner, reply) = (self.context.clone(), self.me.to_string(), myself.clone());
         let at_least = self.machine.epoch().0;
+        let hints = self.checkpoint_hints();
         tokio::spawn(async move {
-            let (epoch, checkpoint) = election::win(&context, &owner, at_least).await;
+            let (epoch, checkpoint) = election::win(&context, &owner, at_least, &hints).await;
             let _ = reply.cast(CoordinatorMessage::Elected { epoch, checkpoint });
         });
+    }
+
+    fn find_checkpoint(&mut self, myself: &ActorRef<CoordinatorMessage>) {
+        let (context, reply, hints) = (
+            self.context.clone(),
+            myself.clone(),
+            self.checkpoint_hints(),
+        );
+        let search = tokio::spawn(async move {
+            let version = election::find_checkpoint(&context, &hints).await;
+            let _ = reply.cast(CoordinatorMessage::CheckpointFound(Step(version)));
+        });
+        // What an earlier search finds may be older than what was committed since.
+        if let Some(earlier) = self.search.replace(search.abort_handle()) {
+            earlier.abort();
+        }
+    }
+
+    /// Steps that may have a checkpoint, newest first, should the store's list be old.
+    fn checkpoint_hints(&self) -> Vec<u64> {
+        let config = self.context.run.coordinator_config();
+        let logged = self.metrics.last_step().unwrap_or(0);
+        let every = config.checkpoint_every;
+        let due = logged.checked_div(every).unwrap_or(0);
+        let mut hints: Vec<u64> = (1..=due)
+            .rev()
+            .take(HINTS_MAX)
+            .map(|number| number * every)
+            .collect();
+        if logged >= config.num_steps {
+            hints.insert(0, config.num_steps);
+        }
+        hints
     }
 
     fn tick(&mut self, myself: &ActorRef<CoordinatorMessage>) -> Result<(), ActorProcessingErr> {
@@ -305,6 +350,12 @@ impl CoordinatorState {
             self.elect(myself);
         }
         self.step(myself, Event::Tick)?;
+        let health = &self.context.store_health;
+        health.speak(self.electing || self.machine.is_leading());
+        if self.machine.is_leading() {
+            let every = self.context.run.config.checkpoint.every;
+            health.progress(self.machine.step().0, self.machine.committed().0, every);
+        }
         if self.epoch.is_some() && now_ms.saturating_sub(self.status_written_ms) >= 200 {
             self.status_written_ms = now_ms;
             self.write_status();
@@ -429,8 +480,9 @@ impl CoordinatorState {
                     version,
                     objects,
                     committed,
-                })?;
+                });
             }
+            Effect::FindCheckpoint => self.find_checkpoint(myself),
             Effect::Note(note) => self.note(note),
             Effect::Finished => {
                 self.finished = true;
@@ -610,6 +662,17 @@ impl CoordinatorState {
             }
             Note::CheckpointAbandoned { version } => {
                 let reason = "a snapshot was lost with its shard".to_owned();
+                self.context.event(&Log::CheckpointAbandoned {
+                    step: version.0,
+                    epoch,
+                    reason,
+                });
+            }
+            Note::CheckpointSuperseded { version, by } => {
+                let reason = format!(
+                    "the store is away, or slower than checkpoints are due; the one of step {} takes its place",
+                    by.0
+                );
                 self.context.event(&Log::CheckpointAbandoned {
                     step: version.0,
                     epoch,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use everstep_optim::TrainingNumerics;
 use everstep_protocol::shard::{Effect, Event, ShardConfig};
-use everstep_protocol::{Member, Message, Role, Shard};
+use everstep_protocol::{Member, Message, Role, Shard, Step};
 use everstep_telemetry::names::span;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::Span;
@@ -26,6 +26,8 @@ pub(crate) enum ShardMessage {
     Delivery(Delivery),
     /// From the checkpointer.
     Event(Event<TrainingNumerics>),
+    /// The checkpoint of this version, which the leader found intact, cannot be read.
+    Unloadable(Step),
     /// Time passed.
     Tick,
 }
@@ -90,6 +92,10 @@ impl Actor for ShardActor {
         match message {
             ShardMessage::Tick => state.step(&myself, Event::Tick),
             ShardMessage::Event(event) => state.step(&myself, event),
+            // A new life is empty, which makes the leader look for an intact checkpoint anew.
+            ShardMessage::Unloadable(version) => {
+                Err(format!("checkpoint {} is damaged: starting again, empty", version.0).into())
+            }
             ShardMessage::Delivery(Delivery {
                 from,
                 from_incarnation,
@@ -149,15 +155,18 @@ impl ShardState {
                     blocks,
                 } => {
                     let reply = myself.clone();
-                    let loaded = Box::new(move |event| {
-                        let _ = reply.cast(ShardMessage::Event(event));
+                    let loaded = Box::new(move |loaded| {
+                        let _ = reply.cast(match loaded {
+                            Some(event) => ShardMessage::Event(event),
+                            None => ShardMessage::Unloadable(version),
+                        });
                     });
                     self.context.checkpointer(CheckpointerMessage::Load {
                         lineage,
                         version,
                         blocks,
                         loaded,
-                    })?;
+                    });
                 }
                 Effect::Store { version, blocks } => {
                     let reply = myself.clone();
@@ -169,7 +178,7 @@ impl ShardState {
                         version,
                         blocks,
                         stored,
-                    })?;
+                    });
                 }
                 Effect::Restart => {
                     return Err(

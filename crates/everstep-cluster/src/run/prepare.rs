@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use everstep_data::Dataset;
 use everstep_optim::{Layout, TrainingNumerics};
-use everstep_store::{Digest, PutRun, RunIdentity, RunStore};
+use everstep_store::{Digest, PutRun, RunIdentity, RunStore, StoreError};
 use everstep_torch::Platform;
 use everstep_train::{Election, NumericDifference, Pretraining, PretrainingData, RunConfig};
 use everstep_transport::ClusterCa;
@@ -80,12 +80,18 @@ impl RunContext {
             .clone()
             .unwrap_or_else(|| run_dir.default_store());
         let store = RunStore::open(&store_url, &config.run.name)?;
-        store.check_writable().await?;
-        if config.cluster.election == Election::Store && !topology.is_single_process() {
-            store.probe_create_if_absent().await?.require()?;
-        }
-
         let resuming = run_dir.run_file().exists();
+        let needs_leases =
+            config.cluster.election == Election::Store && !topology.is_single_process();
+        let has_store = match check_store(&store, needs_leases).await {
+            Ok(()) => true,
+            // What is checked here was checked when the run began. Its processes start, and wait for the store where they need it.
+            Err(error) if resuming && error.is_outage() => {
+                say(&format!("{error}; going on without the store for now"));
+                false
+            }
+            Err(error) => return Err(error.into()),
+        };
         let dataset = if resuming {
             Dataset::open(&run_dir.data())?
         } else {
@@ -113,7 +119,9 @@ impl RunContext {
         write_layout(&run_dir, &config, &topology)?;
         let mut run = Self::assemble(config, topology, run_dir, dataset)?;
         run._lock = Some(lock);
-        run.put_identity(&store, &request).await?;
+        if has_store {
+            run.put_identity(&store, &request).await?;
+        }
         let manifest = run.dataset().manifest();
         say(&format!(
             "{}: {} parameters in {} blocks, {} training tokens, vocabulary {}",
@@ -219,6 +227,15 @@ impl RunContext {
         }
         Ok(())
     }
+}
+
+/// Whether the store takes writes, and can decide elections if it has to.
+async fn check_store(store: &RunStore, needs_leases: bool) -> Result<(), StoreError> {
+    store.check_writable().await?;
+    if needs_leases {
+        store.probe_create_if_absent().await?.require()?;
+    }
+    Ok(())
 }
 
 /// Refuses a run file that would give other numbers than the run that lives in `run_dir`.

@@ -9,8 +9,11 @@ use crate::ids::{BlockId, Member, Step};
 use crate::message::{Message, Numerics};
 use crate::retry::Retry;
 
-/// Checkpoints that may be on their way at once; while the store is slower than that, due ones are abandoned.
+/// Checkpoints that may be on their way at once: each is a copy of the state in memory. While the store is slower than that, the
+/// oldest goes on, so that some checkpoint gets done, and the newest takes the place of those between.
 const PENDING_MAX: usize = 2;
+/// Checkpoints that only wait for their manifest hold no state, but do not pile up either.
+const COMMITTING_MAX: usize = 8;
 /// Storing takes longer than a message: missing parts are asked for after this many resend times.
 const STORE_RESENDS: u64 = 4;
 
@@ -47,10 +50,7 @@ impl<N: Numerics> Coordinator<N> {
         {
             return false;
         }
-        if self.checkpoints.len() >= PENDING_MAX && !self.is_last(version) {
-            self.note(Note::CheckpointAbandoned { version });
-            return false;
-        }
+        self.supersede(version);
         let storers = (0..)
             .zip(self.view.iter().flat_map(|view| &view.placements))
             .map(|(block, placement)| (block, placement.storer()))
@@ -67,6 +67,28 @@ impl<N: Numerics> Coordinator<N> {
             },
         );
         true
+    }
+
+    /// Makes room for the checkpoint of `version`.
+    fn supersede(&mut self, version: Step) {
+        let pending = |checkpoint: &&Checkpoint| !checkpoint.committing;
+        let num_pending = self.checkpoints.values().filter(pending).count();
+        let too_many = num_pending >= PENDING_MAX || self.checkpoints.len() >= COMMITTING_MAX;
+        let youngest = self
+            .checkpoints
+            .iter()
+            .rev()
+            .find(|(_, checkpoint)| num_pending == 0 || !checkpoint.committing)
+            .map(|(version, _)| *version);
+        if let (true, Some(victim)) = (too_many, youngest) {
+            self.give_up(victim, version);
+        }
+    }
+
+    fn give_up(&mut self, version: Step, by: Step) {
+        if self.checkpoints.remove(&version).is_some() {
+            self.note(Note::CheckpointSuperseded { version, by });
+        }
     }
 
     /// A leader that starts at a due version takes its checkpoint by asking for it.
@@ -146,6 +168,16 @@ impl<N: Numerics> Coordinator<N> {
             self.note(Note::CheckpointCommitted { version });
         }
         self.committed = self.committed.max(version);
+        // An older one that is not complete by now will not be needed.
+        let older: Vec<Step> = self
+            .checkpoints
+            .range(..version)
+            .filter(|(_, checkpoint)| !checkpoint.committing)
+            .map(|(older, _)| *older)
+            .collect();
+        for older in older {
+            self.give_up(older, version);
+        }
         if self.is_last(version) && self.phase != Phase::Finished {
             self.finish(now_ms);
         }

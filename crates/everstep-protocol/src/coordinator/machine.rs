@@ -8,7 +8,7 @@ use super::step::{Decided, Work};
 use super::{CoordinatorConfig, Effect, Event, Note};
 use crate::ids::{BlockId, Epoch, Lineage, Member, Role, Step};
 use crate::message::{Message, Numerics, Repair, View, ViewId};
-use crate::retry::Pulse;
+use crate::retry::{Pulse, Retry};
 
 /// What a leader is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,10 @@ pub struct Coordinator<N: Numerics> {
     pub(super) gathering_since_ms: u64,
     /// Whether what the shards hold may be resumed; not after a block has lost all its replicas.
     pub(super) resumable: bool,
+    /// `FindCheckpoint` was asked and not answered yet.
+    pub(super) seeking: bool,
+    /// When the checkpoint that is being restored is verified again.
+    pub(super) restore_retry: Option<Retry>,
     /// Number of the view that changed a primary last: what was delivered in an earlier one does not count.
     pub(super) primaries_since: u64,
     /// Blocks that were declared degraded last.
@@ -96,6 +100,8 @@ impl<N: Numerics> Coordinator<N> {
             loaded: BTreeSet::new(),
             gathering_since_ms: 0,
             resumable: true,
+            seeking: false,
+            restore_retry: None,
             primaries_since: 0,
             degraded: Vec::new(),
             degraded_since_ms: None,
@@ -180,6 +186,11 @@ impl<N: Numerics> Coordinator<N> {
                     self.on_manifest_committed(now_ms, version);
                 }
             }
+            Event::CheckpointFound { version } => {
+                if self.seeking && matches!(self.phase, Phase::Gathering | Phase::Restoring) {
+                    self.on_checkpoint_found(now_ms, version);
+                }
+            }
             Event::Tick => {
                 if self.is_leading() && self.pulse.beats(now_ms) {
                     self.on_tick(now_ms);
@@ -244,6 +255,7 @@ impl<N: Numerics> Coordinator<N> {
         self.phase = Phase::Gathering;
         self.gathering_since_ms = now_ms;
         self.resumable = resumable;
+        self.seeking = false;
     }
 
     fn announce(&mut self, now_ms: u64) {
@@ -361,6 +373,9 @@ impl<N: Numerics> Coordinator<N> {
         }
         if self.phase == Phase::Gathering {
             self.try_gather(now_ms);
+        }
+        if self.phase == Phase::Restoring {
+            self.tend_restoring(now_ms);
         }
         if matches!(self.phase, Phase::Restoring | Phase::Training) {
             self.repeat_views(now_ms);

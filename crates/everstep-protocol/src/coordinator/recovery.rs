@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::machine::{Coordinator, Phase};
-use super::{Note, placement};
+use super::{Effect, Note, placement};
 use crate::ids::{Lineage, Member, Role, Step};
 use crate::message::{BlockStatus, Decision, GradientReport, Numerics, Repair, Status, ViewId};
+use crate::retry::Retry;
 
 /// Progress is only given up for a checkpoint after this many times the gathering time, unless every shard has answered.
 const GATHERINGS_BEFORE_ROLLBACK: u64 = 3;
 /// A leader that could go on with the shards that have answered gives the others this many announcements' time.
 const RESENDS_BEFORE_RESUME: u64 = 3;
+/// A checkpoint that is not restored after this many times the gathering time is verified again.
+const GATHERINGS_BEFORE_SEEKING: u64 = 4;
 
 /// What a shard holds.
 struct Holding<'a> {
@@ -55,9 +58,29 @@ impl<N: Numerics> Coordinator<N> {
         } else {
             self.config.gather_ms
         };
-        if all || waited_ms >= patience_ms {
-            self.rollback(now_ms);
+        if (all || waited_ms >= patience_ms) && !self.seeking {
+            self.seeking = true;
+            self.out.push(Effect::FindCheckpoint);
         }
+    }
+
+    /// The state comes from this checkpoint, unless shards that could go on have come back while it was looked for.
+    pub(super) fn on_checkpoint_found(&mut self, now_ms: u64, version: Step) {
+        self.seeking = false;
+        let restored_from = self.view.as_ref().map(|view| view.restored_from);
+        if self.phase == Phase::Restoring && restored_from == Some(version) {
+            // Still intact: shards only take their time.
+            return;
+        }
+        self.committed = version;
+        if self.config.num_steps > 0 && self.is_last(version) {
+            return self.finish(now_ms);
+        }
+        if self.live(Role::Shard).is_empty() {
+            // Whoever was there is gone again: the next one is waited for, and the store asked anew.
+            return self.gather(now_ms, self.resumable);
+        }
+        self.rollback(now_ms);
     }
 
     /// The newest line of state that can go on without losing a decided step.
@@ -171,7 +194,7 @@ impl<N: Numerics> Coordinator<N> {
         self.start(now_ms);
     }
 
-    /// Restores the committed checkpoint on a new line, on all shards that are there.
+    /// Restores the checkpoint that was found on a new line, on all shards that are there.
     fn rollback(&mut self, now_ms: u64) {
         self.lineage = Lineage::new(self.epoch, self.num_lineages);
         self.repair = None;
@@ -193,11 +216,32 @@ impl<N: Numerics> Coordinator<N> {
             ..Default::default()
         };
         self.phase = Phase::Restoring;
+        self.restore_retry = Some(Retry::new(
+            now_ms,
+            GATHERINGS_BEFORE_SEEKING * self.config.gather_ms,
+        ));
         let shards = self.live(Role::Shard);
         let placements =
             placement::initial(self.config.num_blocks, &shards, self.config.replication);
         let restored_from = self.committed;
         self.publish(now_ms, placements, restored_from);
+    }
+
+    /// Shards that do not get done may be in front of an object that was damaged after it was verified: the store is asked again, and if
+    /// another checkpoint is the newest intact one now, that is restored instead.
+    pub(super) fn tend_restoring(&mut self, now_ms: u64) {
+        let restores = self
+            .view
+            .as_ref()
+            .is_some_and(|view| view.restored_from.0 > 0);
+        let due = self
+            .restore_retry
+            .as_mut()
+            .is_some_and(|retry| retry.fires(now_ms));
+        if restores && due {
+            self.seeking = true;
+            self.out.push(Effect::FindCheckpoint);
+        }
     }
 
     pub(super) fn on_view_ready(&mut self, now_ms: u64, from: Member, view: ViewId) {

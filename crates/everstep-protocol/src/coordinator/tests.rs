@@ -11,6 +11,8 @@ mod checkpoints;
 struct Bench {
     coordinator: Coordinator<Words>,
     now_ms: u64,
+    /// Whether the store answers.
+    has_store: bool,
 }
 
 fn config() -> CoordinatorConfig {
@@ -35,6 +37,7 @@ impl Bench {
         Self {
             coordinator: Coordinator::new(config, me(0), Words),
             now_ms: 0,
+            has_store: true,
         }
     }
 
@@ -61,8 +64,15 @@ impl Bench {
         bench
     }
 
+    /// What an event leads to; the store answers at once.
     fn take(&mut self, event: Event<Words>) -> Vec<String> {
-        let effects = self.coordinator.handle(self.now_ms, event);
+        let mut effects = self.coordinator.handle(self.now_ms, event);
+        let is_search = |effect: &Effect<Words>| matches!(effect, Effect::FindCheckpoint);
+        if self.has_store && effects.iter().any(is_search) {
+            let version = self.coordinator.committed();
+            let found = Event::CheckpointFound { version };
+            effects.extend(self.coordinator.handle(self.now_ms, found));
+        }
         effects.iter().filter_map(line).collect()
     }
 
@@ -200,6 +210,7 @@ fn line(effect: &Effect<Words>) -> Option<String> {
         Effect::CommitManifest { version, objects } => {
             format!("commit {} {objects:?}", version.0)
         }
+        Effect::FindCheckpoint => return None,
         Effect::Note(Note::MemberJoined { .. }) => return None,
         Effect::Note(note) => match note {
             Note::MemberLost { member } => format!("lost {member}"),

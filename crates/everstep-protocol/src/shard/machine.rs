@@ -127,6 +127,11 @@ impl<N: Numerics> Shard<N> {
                 blocks,
                 object,
             } => self.on_stored(version, blocks, object),
+            Event::StoreAbandoned { version, blocks } => {
+                for id in blocks {
+                    self.storing.remove(&(version, id));
+                }
+            }
             Event::Tick => {
                 if self.pulse.beats(now_ms) {
                     self.on_tick(now_ms);

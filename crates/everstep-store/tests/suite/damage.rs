@@ -26,7 +26,7 @@ pub(super) async fn damage_is_found_and_the_checkpoint_before_is_used(fixture: &
         .await;
     fixture.remove("damage", &object(1).key).await;
 
-    let found = store.latest_intact().await.unwrap();
+    let found = store.latest_intact(&[]).await.unwrap();
     assert_eq!(found.checkpoint, Some(manifests[0].clone()));
     let steps: Vec<u64> = found.damaged.iter().map(|damage| damage.step).collect();
     assert_eq!(steps, [50, 40, 30, 20]);

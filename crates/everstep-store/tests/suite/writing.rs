@@ -18,7 +18,7 @@ pub(super) async fn a_checkpoint_comes_back(fixture: &Fixture) {
     assert_eq!(store.load_manifest(1000).await.unwrap(), written);
     assert_eq!(written.metadata["tokens"], "12");
     assert_eq!(
-        store.latest_intact().await.unwrap().checkpoint,
+        store.latest_intact(&[]).await.unwrap().checkpoint,
         Some(written)
     );
 
@@ -251,7 +251,7 @@ pub(super) async fn interrupted_uploads_are_invisible(fixture: &Fixture) {
         // Dropped here, in the middle.
     }
     assert_eq!(store.checkpoints().await.unwrap(), [0; 0]);
-    assert_eq!(store.latest_intact().await.unwrap().checkpoint, None);
+    assert_eq!(store.latest_intact(&[]).await.unwrap().checkpoint, None);
     assert!(matches!(
         store.load_blocks(50, &[0]).await,
         Err(StoreError::NoCheckpoint { .. })

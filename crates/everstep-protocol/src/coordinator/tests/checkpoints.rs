@@ -105,3 +105,96 @@ fn evaluations_hold_the_decision_and_the_last_one_the_last_manifest() {
     let finish = Message::Finish { epoch: Epoch(1) };
     assert_eq!(bench.hear(me(1), finish), ["broadcast finish", "Finished"]);
 }
+
+#[test]
+fn while_the_store_is_away_the_newest_snapshot_replaces_the_one_between() {
+    let mut bench = Bench::training(CoordinatorConfig {
+        num_steps: 9,
+        ..config()
+    });
+    let mut said = Vec::new();
+    for step in 0..8 {
+        bench.reduced(step, 0);
+        said.extend(bench.reduced(step, 1));
+    }
+    let superseded: Vec<&String> = said
+        .iter()
+        .filter(|line| line.starts_with("CheckpointSuperseded"))
+        .collect();
+    assert_eq!(
+        superseded,
+        [
+            "CheckpointSuperseded { version: Step(4), by: Step(6) }",
+            "CheckpointSuperseded { version: Step(6), by: Step(8) }"
+        ]
+    );
+    let stored = |version| Message::Stored {
+        version: Step(version),
+        blocks: vec![0, 1],
+        object: vec![version as u8],
+    };
+    assert_eq!(bench.hear(shard(0), stored(4)), NOTHING, "given up");
+    assert_eq!(bench.hear(shard(0), stored(8)), ["commit 8 [[8]]"]);
+    // The newest one makes the oldest pointless.
+    let committed = Event::ManifestCommitted { version: Step(8) };
+    assert_eq!(
+        bench.take(committed),
+        [
+            "CheckpointCommitted { version: Step(8) }",
+            "CheckpointSuperseded { version: Step(2), by: Step(8) }"
+        ]
+    );
+}
+
+#[test]
+fn a_rollback_waits_for_the_store_and_takes_what_is_intact_there() {
+    let mut bench = Bench::new(config());
+    bench.has_store = false;
+    bench.elect(2, 2, 2);
+    bench.hello(shard(0), empty());
+    assert_eq!(bench.hello(shard(1), empty()), NOTHING);
+    assert_eq!(bench.coordinator.phase(), Phase::Gathering);
+    for now_ms in [2_000, 9_000, 60_000] {
+        assert_eq!(bench.tick(now_ms), NOTHING, "asked once");
+    }
+    // The newest checkpoint turned out damaged.
+    let found = Event::CheckpointFound { version: Step(0) };
+    let said = bench.take(found);
+    assert_eq!(said[0], "rollback 0 from 2");
+    assert_eq!(bench.coordinator.phase(), Phase::Restoring);
+    assert_eq!(bench.coordinator.step(), Step(0));
+    // A search that was made void by what came meanwhile changes nothing.
+    let late = Event::CheckpointFound { version: Step(2) };
+    assert_eq!(bench.take(late), NOTHING);
+    assert_eq!(bench.coordinator.step(), Step(0));
+}
+
+#[test]
+fn a_checkpoint_that_is_damaged_while_it_is_restored_is_given_up() {
+    let mut bench = Bench::new(config());
+    bench.has_store = false;
+    bench.elect(2, 2, 2);
+    bench.hello(shard(0), empty());
+    bench.hello(shard(1), empty());
+    bench.tick(60_000);
+    bench.take(Event::CheckpointFound { version: Step(2) });
+    assert_eq!(bench.coordinator.phase(), Phase::Restoring);
+    let seeks = |bench: &mut Bench, now_ms| {
+        bench.now_ms = now_ms;
+        let effects = bench.coordinator.handle(now_ms, Event::Tick);
+        effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::FindCheckpoint))
+    };
+    let wait_ms = 4 * config().gather_ms;
+    assert!(!seeks(&mut bench, 60_000 + wait_ms / 2));
+    assert!(seeks(&mut bench, 60_000 + wait_ms));
+    // Intact: shards are only slow.
+    let line = bench.coordinator.view().map(|view| view.lineage);
+    bench.take(Event::CheckpointFound { version: Step(2) });
+    assert_eq!(bench.coordinator.view().map(|view| view.lineage), line);
+    assert!(seeks(&mut bench, 60_000 + 4 * wait_ms));
+    let said = bench.take(Event::CheckpointFound { version: Step(0) });
+    assert_eq!(said[0], "rollback 0 from 2");
+    assert_eq!(bench.coordinator.step(), Step(0));
+}
