@@ -50,6 +50,8 @@ pub enum Fault {
     Flap,
     /// A live member is declared lost.
     FalseSuspicion,
+    /// A process is told to leave, and comes back later as another.
+    Drain,
     /// While the cluster recovers from one fault, the next one strikes.
     Aftershock,
     /// Messages vanish.
@@ -89,7 +91,7 @@ pub enum Fault {
 impl Fault {
     /// All kinds.
     pub fn all() -> impl Iterator<Item = Fault> {
-        const PLAIN: [Fault; 34] = [
+        const PLAIN: [Fault; 35] = [
             Fault::KillWorker,
             Fault::KillShard,
             Fault::KillCoordinator,
@@ -109,6 +111,7 @@ impl Fault {
             Fault::OneWayCut,
             Fault::Flap,
             Fault::FalseSuspicion,
+            Fault::Drain,
             Fault::Aftershock,
             Fault::Drop,
             Fault::Duplicate,
@@ -152,6 +155,7 @@ impl Fault {
             Action::OneWayCut { .. } => Fault::OneWayCut,
             Action::Flap { .. } => Fault::Flap,
             Action::FalseSuspicion => Fault::FalseSuspicion,
+            Action::Drain => Fault::Drain,
             Action::Reorder { .. } => Fault::Reorder,
             Action::SlowStore { .. } => Fault::SlowStore,
             Action::LateJoin { .. } => Fault::LateJoin,

@@ -36,11 +36,15 @@ pub enum Recovery {
     CheckpointAbandoned,
     /// A process loaded a checkpoint other than the initial weights.
     CheckpointLoaded,
+    /// A draining process was released and left.
+    Drained,
+    /// The run waited at a version, because nobody could take what draining shards held.
+    DrainHeld,
 }
 
 impl Recovery {
     /// All kinds.
-    pub const ALL: [Recovery; 12] = [
+    pub const ALL: [Recovery; 14] = [
         Recovery::SlotsReleased,
         Recovery::SlotsDoubled,
         Recovery::ShardPromoted,
@@ -53,6 +57,8 @@ impl Recovery {
         Recovery::CheckpointCommitted,
         Recovery::CheckpointAbandoned,
         Recovery::CheckpointLoaded,
+        Recovery::Drained,
+        Recovery::DrainHeld,
     ];
 }
 

@@ -27,6 +27,7 @@ enum Kind {
     OneWayCut,
     Flap,
     FalseSuspicion,
+    Drain,
     StoreOutage,
     StaleList,
     StoreRace,
@@ -44,7 +45,7 @@ enum Kind {
     LostReply,
 }
 
-const STRIKES: [Kind; 21] = [
+const STRIKES: [Kind; 22] = [
     Kind::KillWorker,
     Kind::KillShard,
     Kind::KillCoordinator,
@@ -63,6 +64,7 @@ const STRIKES: [Kind; 21] = [
     Kind::OneWayCut,
     Kind::Flap,
     Kind::FalseSuspicion,
+    Kind::Drain,
     Kind::StoreOutage,
     Kind::StaleList,
     Kind::StoreRace,
@@ -202,6 +204,14 @@ impl Draw {
                 self.of(&[Target::Any, Target::Leader, Target::Role(Role::Shard)]),
             ),
             Kind::FalseSuspicion => (Action::FalseSuspicion, Target::Any),
+            Kind::Drain => {
+                let targets = [
+                    Target::Role(Role::Shard),
+                    Target::Role(Role::Worker),
+                    Target::AllOf(Role::Shard),
+                ];
+                (Action::Drain, self.of(&targets))
+            }
             Kind::StoreOutage => (
                 Action::StoreOutage {
                     for_ms: self.between(100, 3000),

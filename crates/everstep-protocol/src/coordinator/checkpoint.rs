@@ -41,13 +41,14 @@ impl<N: Numerics> Coordinator<N> {
 
     /// Opens the checkpoint of `version` if one is due; returns whether the shards shall snapshot it.
     pub(super) fn begin_checkpoint(&mut self, now_ms: u64, version: Step) -> bool {
-        if !self.is_checkpoint_due(version)
+        let forced = std::mem::take(&mut self.checkpoint_next);
+        if !(forced || self.is_checkpoint_due(version))
             || version <= self.committed
             || self.checkpoints.contains_key(&version)
         {
             return false;
         }
-        if self.checkpoints.len() >= PENDING_MAX && !self.is_last(version) {
+        if self.checkpoints.len() >= PENDING_MAX && !forced && !self.is_last(version) {
             self.note(Note::CheckpointAbandoned { version });
             return false;
         }
@@ -146,6 +147,9 @@ impl<N: Numerics> Coordinator<N> {
             self.note(Note::CheckpointCommitted { version });
         }
         self.committed = self.committed.max(version);
+        if self.phase == Phase::Training {
+            self.tend_drain(now_ms);
+        }
         if self.is_last(version) && self.phase != Phase::Finished {
             self.finish(now_ms);
         }
@@ -187,6 +191,16 @@ impl<N: Numerics> Coordinator<N> {
             self.checkpoints.remove(&version);
             self.note(Note::CheckpointAbandoned { version });
         }
+    }
+
+    /// Whether a member's part of a checkpoint is still to come.
+    pub(super) fn stores(&self, member: Member) -> bool {
+        self.checkpoints.values().any(|checkpoint| {
+            checkpoint
+                .storers
+                .iter()
+                .any(|(block, storer)| *storer == member && !checkpoint.stored.contains(block))
+        })
     }
 
     pub(super) fn tend_checkpoints(&mut self, now_ms: u64) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::machine::{Coordinator, Phase};
-use super::{Note, placement};
+use super::Note;
 use crate::ids::{Lineage, Member, Role, Step};
 use crate::message::{BlockStatus, Decision, GradientReport, Numerics, Status, ViewId};
 
@@ -125,9 +125,9 @@ impl<N: Numerics> Coordinator<N> {
     fn resume(&mut self, now_ms: u64, plan: Plan) {
         self.lineage = plan.lineage;
         self.work.step = plan.step;
-        let mut placements = placement::over(&plan.full, self.config.replication);
-        let shards = self.live(Role::Shard);
-        placement::add_joining(&mut placements, &shards, self.config.replication);
+        let rules = self.rules();
+        let mut placements = rules.over(&plan.full);
+        rules.fill(&mut placements, &self.live(Role::Shard));
         self.phase = Phase::Training;
         let restored_from = self.committed;
         self.publish(now_ms, placements, restored_from);
@@ -163,8 +163,7 @@ impl<N: Numerics> Coordinator<N> {
         };
         self.phase = Phase::Restoring;
         let shards = self.live(Role::Shard);
-        let placements =
-            placement::initial(self.config.num_blocks, &shards, self.config.replication);
+        let placements = self.rules().initial(self.config.num_blocks, &shards);
         let restored_from = self.committed;
         self.publish(now_ms, placements, restored_from);
     }
@@ -203,6 +202,7 @@ impl<N: Numerics> Coordinator<N> {
         let step = self.work.step;
         let epoch = self.epoch;
         self.note(Note::Resumed { epoch, step });
+        self.hold = self.hold.filter(|_| self.is_stranded());
         self.open(now_ms, step);
         self.begin_checkpoint_here(now_ms);
         self.try_commit(step);
@@ -210,7 +210,7 @@ impl<N: Numerics> Coordinator<N> {
 
     /// Opens the step with what workers already hold of it.
     fn open(&mut self, now_ms: u64, step: Step) {
-        self.prepare_step(step);
+        self.prepare_step(now_ms, step);
         let held: Vec<(Member, Status)> = self
             .peers
             .values_mut()
