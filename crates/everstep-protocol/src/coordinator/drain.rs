@@ -71,16 +71,10 @@ impl<N: Numerics> Coordinator<N> {
         if new.is_empty() {
             return;
         }
-        let shards = new.iter().any(|member| member.role == Role::Shard);
         for member in new {
             self.note(Note::DrainStarted { member });
         }
-        if self.phase == Phase::Training {
-            if shards {
-                self.seed_elsewhere(now_ms);
-            }
-            self.tend_drain(now_ms);
-        }
+        self.tend_drain(now_ms);
     }
 
     /// Whether draining shards hold blocks that nobody else could take.
@@ -121,13 +115,13 @@ impl<N: Numerics> Coordinator<N> {
         } else if self.hold.is_some() && !self.is_leaving() {
             // Somebody came who can take what is left.
             self.hold = None;
-            self.seed_elsewhere(now_ms);
             self.try_decide(now_ms);
             self.assign(now_ms);
         }
         if self.draining.is_empty() {
             return;
         }
+        self.seed_elsewhere(now_ms);
         self.hand_over_leases(now_ms);
         let members: Vec<Member> = self
             .draining
@@ -161,7 +155,12 @@ impl<N: Numerics> Coordinator<N> {
     fn is_referred(&self, member: Member) -> bool {
         let stranded_safely = self.is_held() && self.committed == self.work.step;
         match member.role {
-            Role::Worker => self.has_part(member) && !stranded_safely,
+            Role::Worker => {
+                // Without other workers the step may never end.
+                let is_last = self.staying(Role::Worker).is_empty();
+                let has_done_all = is_last && self.is_idle(member);
+                self.has_part(member) && !stranded_safely && !has_done_all
+            }
             Role::Shard => {
                 let is_placed = self.view.as_ref().is_some_and(|view| {
                     view.placements

@@ -224,6 +224,11 @@ impl<N: Numerics> Coordinator<N> {
         Some(self.outstanding(worker).len() as f64 * slot_ms)
     }
 
+    /// Whether a worker has delivered all that it was leased.
+    pub(super) fn is_idle(&self, worker: Member) -> bool {
+        self.outstanding(worker).is_empty()
+    }
+
     /// Whether a worker holds or has delivered something of the open step.
     pub(super) fn has_part(&self, worker: Member) -> bool {
         self.work
