@@ -328,9 +328,7 @@ impl World<'_> {
                 }
             }
             Note::DrainHolds { .. } => self.count(Recovery::DrainHeld),
-            Note::MemberLeft { .. }
-            | Note::DrainStarted { .. }
-            | Note::DrainFinished { .. } => {}
+            Note::MemberLeft { .. } | Note::DrainStarted { .. } | Note::DrainFinished { .. } => {}
         }
     }
 

@@ -179,12 +179,8 @@ impl<N: Numerics> Coordinator<N> {
             return;
         };
         match &mut drain.released {
-            Some(retry) => {
-                if retry.fires(now_ms) {
-                    self.out.push(Effect::Release { member });
-                }
-            }
-            released if is_free => {
+            Some(retry) if retry.fires(now_ms) => self.out.push(Effect::Release { member }),
+            released @ None if is_free => {
                 *released = Some(Retry::new(now_ms, resend_ms));
                 let took_ms = now_ms.saturating_sub(drain.since_ms);
                 let (num_moved, has_deadline) = (drain.num_moved, drain.deadline_ms.is_some());

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::Note;
 use super::leases::Pace;
 use super::machine::{Coordinator, Phase};
-use super::Note;
 use super::placement::{Moment, Rules};
 use crate::ids::{BlockId, Member, Role, Step};
 use crate::message::{Message, Numerics, Placement, Status, View, ViewId};

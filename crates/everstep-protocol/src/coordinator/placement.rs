@@ -188,11 +188,13 @@ impl Rules<'_> {
 
     /// Makes a backup primary in the place of the old one, which is in the placement no more. Returns whether there was one.
     fn hand_over(&self, placement: &mut Placement, counts: &mut BTreeMap<Member, usize>) -> bool {
-        let heir = placement
-            .backups
-            .iter()
-            .copied()
-            .min_by_key(|member| (!self.is_staying(*member), count_of(counts, *member), *member));
+        let heir = placement.backups.iter().copied().min_by_key(|member| {
+            (
+                !self.is_staying(*member),
+                count_of(counts, *member),
+                *member,
+            )
+        });
         let Some(heir) = heir else {
             return false;
         };
@@ -292,7 +294,10 @@ impl Rules<'_> {
                     let relief = load.saturating_sub(count_of(counts, *to) + 1);
                     let helps = after < before || (after == before && relief > 0);
                     helps.then_some(Move {
-                        apart: (before.0.saturating_sub(after.0), before.1.saturating_sub(after.1)),
+                        apart: (
+                            before.0.saturating_sub(after.0),
+                            before.1.saturating_sub(after.1),
+                        ),
                         relief,
                         from: *from,
                         to: *to,
@@ -395,7 +400,11 @@ impl Rules<'_> {
         let mut placements: Vec<Placement> = Vec::with_capacity(full.len());
         for members in full {
             let primary = members.iter().copied().min_by_key(|member| {
-                (!self.is_staying(*member), count_of(&counts, *member), *member)
+                (
+                    !self.is_staying(*member),
+                    count_of(&counts, *member),
+                    *member,
+                )
             });
             let Some(primary) = primary else {
                 continue;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::machine::{Coordinator, Phase};
 use super::Note;
+use super::machine::{Coordinator, Phase};
 use crate::ids::{Lineage, Member, Role, Step};
 use crate::message::{BlockStatus, Decision, GradientReport, Numerics, Status, ViewId};
 

@@ -88,7 +88,10 @@ fn as_long_as_no_time_is_known_the_configured_one_counts() {
     assert!(said.iter().all(|line| !line.contains("again")), "{said:?}");
     let said = bench.tick(5000);
     assert!(
-        said.contains(&"w-1 lease 0 [Slot(0), Slot(1), Slot(2), Slot(3), Slot(4), Slot(5), Slot(6), Slot(7)]".into()),
+        said.contains(
+            &"w-1 lease 0 [Slot(0), Slot(1), Slot(2), Slot(3), Slot(4), Slot(5), Slot(6), Slot(7)]"
+                .into()
+        ),
         "{said:?}"
     );
 }
@@ -125,7 +128,12 @@ fn a_slow_worker_gets_fewer_slots_and_its_share_back() {
             .iter()
             .find(|line| line.starts_with("w-1"))
             .map_or(0, |line| line.matches("Slot").count() as u32);
-        if leases.iter().filter(|line| line.contains("Slot(7)")).count() == 2 {
+        if leases
+            .iter()
+            .filter(|line| line.contains("Slot(7)"))
+            .count()
+            == 2
+        {
             share = 0;
         }
     }
