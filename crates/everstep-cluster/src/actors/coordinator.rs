@@ -430,6 +430,7 @@ impl CoordinatorState {
                     committed,
                 })?;
             }
+            Effect::Release { member } => tracing::info!(%member, "nothing refers to it any more"),
             Effect::Note(note) => self.note(note),
             Effect::Finished => {
                 self.finished = true;

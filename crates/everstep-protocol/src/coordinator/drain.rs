@@ -178,24 +178,27 @@ impl<N: Numerics> Coordinator<N> {
         let Some(drain) = self.draining.get_mut(&member) else {
             return;
         };
-        match &mut drain.released {
-            Some(retry) if retry.fires(now_ms) => self.out.push(Effect::Release { member }),
-            released @ None if is_free => {
-                *released = Some(Retry::new(now_ms, resend_ms));
-                let took_ms = now_ms.saturating_sub(drain.since_ms);
-                let (num_moved, has_deadline) = (drain.num_moved, drain.deadline_ms.is_some());
-                self.note(Note::DrainFinished {
-                    member,
-                    took_ms,
-                    num_moved,
-                });
+        if let Some(retry) = &mut drain.released {
+            if retry.fires(now_ms) {
                 self.out.push(Effect::Release { member });
-                if has_deadline && member.role == Role::Shard && self.hold.is_none() {
-                    // The state is with others; with the next version committed too, even their loss costs little.
-                    self.checkpoint_next = true;
-                }
             }
-            _ => {}
+            return;
+        }
+        if !is_free {
+            return;
+        }
+        drain.released = Some(Retry::new(now_ms, resend_ms));
+        let took_ms = now_ms.saturating_sub(drain.since_ms);
+        let (num_moved, has_deadline) = (drain.num_moved, drain.deadline_ms.is_some());
+        self.note(Note::DrainFinished {
+            member,
+            took_ms,
+            num_moved,
+        });
+        self.out.push(Effect::Release { member });
+        if has_deadline && member.role == Role::Shard && self.hold.is_none() {
+            // The state is with others; with the next version committed too, even their loss costs little.
+            self.checkpoint_next = true;
         }
     }
 
