@@ -138,10 +138,16 @@ impl<N: Numerics> Coordinator<N> {
     /// The run stops at a version that it then commits, so that nothing is computed in vain.
     fn tend_stranded(&mut self, now_ms: u64) {
         let step = self.work.step;
+        if self.is_last(step) {
+            // What is left is its evaluation and its checkpoint, which are due in any case.
+            return;
+        }
         if self.committed == step {
             return self.hold(step);
         }
-        if self.is_held() {
+        if self.is_held() || self.staying(Role::Worker).is_empty() {
+            // Without workers the open step may never end.
+            self.hold(step);
             // If the snapshot was lost, take it again: the version stays.
             self.checkpoint_next = true;
             self.begin_checkpoint_here(now_ms);

@@ -119,7 +119,7 @@ impl<N: Numerics> Coordinator<N> {
         }
         let usual_ms = self.usual_slot_ms().unwrap_or(1.0);
         let mut workers: Vec<(usize, Member)> = self
-            .staying(Role::Worker)
+            .lessees()
             .into_iter()
             .map(|worker| (self.outstanding(worker).len(), worker))
             .collect();
@@ -137,6 +137,16 @@ impl<N: Numerics> Coordinator<N> {
         let workers: Vec<Member> = workers.into_iter().map(|(_, worker)| worker).collect();
         self.lease_shares(now_ms, &workers, &load, &chunks, &slots);
         self.probe(now_ms, &workers);
+    }
+
+    /// Who may be leased something: workers that stay, or, for the evaluation of the last version, whoever is left.
+    fn lessees(&self) -> Vec<Member> {
+        let staying = self.staying(Role::Worker);
+        if staying.is_empty() && self.is_last(self.work.step) {
+            self.live(Role::Worker)
+        } else {
+            staying
+        }
     }
 
     /// Leases contiguous shares.
