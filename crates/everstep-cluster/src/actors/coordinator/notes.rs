@@ -1,0 +1,162 @@
+//! What the machine notes, as events of the run.
+
+use std::time::Instant;
+
+use everstep_protocol::coordinator::Note;
+use everstep_protocol::{Digest, Member};
+
+use super::CoordinatorState;
+use crate::topology::ActorRole;
+
+impl CoordinatorState {
+    /// Logs what the machine noted.
+    pub(super) fn note(&mut self, note: Note) {
+        use everstep_telemetry::Event as Log;
+        let epoch = self.epoch.unwrap_or_default().0;
+        let step = self.machine.step().0;
+        tracing::info!(?note, "noted");
+        match note {
+            Note::MemberLost { member } => {
+                let (process, node) = self.whereabouts(member);
+                let role = ActorRole::from(member.role).name();
+                self.recoveries.lost(
+                    Instant::now(),
+                    role,
+                    (process.clone(), node.clone()),
+                    self.silent,
+                );
+                let roles = vec![role.to_owned()];
+                let reason = format!("{member} is gone");
+                self.context.event(&Log::ProcessLost {
+                    process,
+                    node,
+                    roles,
+                    step: Some(step),
+                    epoch: Some(epoch),
+                    reason,
+                });
+            }
+            Note::SlotsReassigned {
+                step,
+                slots,
+                from,
+                lost,
+            } => {
+                if lost {
+                    let (process, _) = self.whereabouts(from);
+                    self.recoveries
+                        .slots_reassigned(&process, slots.len() as u64);
+                }
+                let reason = if lost {
+                    "its holder is gone"
+                } else {
+                    "its holder is slow"
+                };
+                for slot in slots {
+                    self.context.event(&Log::SlotReassigned {
+                        step: step.0,
+                        epoch,
+                        slot: u64::from(slot),
+                        from: from.to_string(),
+                        reason: reason.to_owned(),
+                    });
+                }
+            }
+            Note::ShardPromoted { member, blocks } => {
+                let (process, node) = self.whereabouts(member);
+                let view = self.machine.view().map_or(0, |view| view.number);
+                self.context.event(&Log::ShardPromoted {
+                    process,
+                    node,
+                    blocks,
+                    step,
+                    epoch,
+                    view,
+                });
+            }
+            Note::BackupSeeded { member, blocks } => {
+                let (process, node) = self.whereabouts(member);
+                self.context.event(&Log::BackupSeeded {
+                    process,
+                    node,
+                    blocks,
+                    step,
+                    epoch,
+                });
+            }
+            Note::Rollback { to, from, .. } => {
+                let own = (
+                    self.context.name().to_owned(),
+                    self.context.node().to_owned(),
+                );
+                self.recoveries
+                    .rolled_back(Instant::now(), own, from.0.saturating_sub(to.0));
+                let reason = "no live replica holds every block".to_owned();
+                self.context.event(&Log::Rollback {
+                    from_step: from.0,
+                    to_step: to.0,
+                    epoch,
+                    reason,
+                });
+            }
+            Note::AuditMismatch {
+                step,
+                slot,
+                testimonies,
+            } => {
+                let said = |(worker, digest): &(Member, Digest)| format!("{worker}: {digest}");
+                self.context.event(&Log::AuditMismatch {
+                    step: step.0,
+                    epoch,
+                    slot: u64::from(slot),
+                    digests: testimonies.iter().map(said).collect(),
+                });
+            }
+            Note::WorkerQuarantined {
+                worker,
+                step,
+                slot,
+                lied,
+                truth,
+                permanent,
+            } => {
+                let (process, node) = self.whereabouts(worker);
+                tracing::error!(%worker, process, node, step = step.0, slot, "a device lied");
+                self.context.event(&Log::WorkerQuarantined {
+                    worker: worker.to_string(),
+                    process,
+                    node,
+                    step: step.0,
+                    epoch,
+                    slot: u64::from(slot),
+                    lied: lied.to_string(),
+                    truth: truth.map(|truth| truth.to_string()),
+                    permanent,
+                });
+            }
+            Note::CheckpointAbandoned { version } => {
+                let reason = "a snapshot was lost with its shard".to_owned();
+                self.context.event(&Log::CheckpointAbandoned {
+                    step: version.0,
+                    epoch,
+                    reason,
+                });
+            }
+            Note::CheckpointSuperseded { version, by } => {
+                let reason = format!(
+                    "the store is away, or slower than checkpoints are due; the one of step {} takes its place",
+                    by.0
+                );
+                self.context.event(&Log::CheckpointAbandoned {
+                    step: version.0,
+                    epoch,
+                    reason,
+                });
+            }
+            Note::MemberJoined { .. }
+            | Note::Degraded { .. }
+            | Note::Resumed { .. }
+            | Note::CheckpointCommitted { .. } => {}
+        }
+    }
+}
