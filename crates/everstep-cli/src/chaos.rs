@@ -46,12 +46,7 @@ fn run_scenario(args: ChaosRunArgs) -> anyhow::Result<()> {
 /// Sends one request to the agent of the process's node.
 fn inject(args: ChaosInjectArgs) -> anyhow::Result<()> {
     let run_dir = RunDir::new(&args.run_dir);
-    let status = everstep_cluster::read_status(&run_dir).map_err(|error| {
-        user(format!(
-            "{}: no status of a run here: {error}",
-            run_dir.path().display()
-        ))
-    })?;
+    let status = crate::status::read(&run_dir)?;
     let names: Vec<&str> = status.processes.iter().map(|p| p.name.as_str()).collect();
     let known = status.processes.iter().find(|p| p.name == args.process);
     let process = known.ok_or_else(|| {

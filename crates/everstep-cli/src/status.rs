@@ -21,14 +21,19 @@ struct Shown {
     recoveries: Vec<EventRecord>,
 }
 
-pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
-    let run_dir = RunDir::new(&args.run_dir);
-    let status = everstep_cluster::read_status(&run_dir).map_err(|error| {
+/// The status of the run in `run_dir`; a folder without one is the user's mistake.
+pub(crate) fn read(run_dir: &RunDir) -> anyhow::Result<RunStatus> {
+    everstep_cluster::read_status(run_dir).map_err(|error| {
         user(format!(
             "{}: no status of a run here: {error}",
             run_dir.path().display()
         ))
-    })?;
+    })
+}
+
+pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
+    let run_dir = RunDir::new(&args.run_dir);
+    let status = read(&run_dir)?;
     let goodput = everstep_cluster::goodput(&run_dir).map_err(user)?;
     let recoveries = recoveries(&EventLog::read(run_dir.events())?);
     let mut out = std::io::stdout().lock();
