@@ -69,6 +69,22 @@ pub fn run_seed_traced(seed: u64, trace: &mut dyn FnMut(String)) -> Outcome {
 
 /// Runs `num_seeds` seeds from `first` on over `num_threads` threads (at least one).
 pub fn run_many(first: u64, num_seeds: u64, num_threads: usize) -> Summary {
+    campaign(first, num_seeds, num_threads, &run_seed)
+}
+
+/// Runs one plan with the draws of `num_seeds` seeds from `first` on, over `num_threads` threads (at least one).
+pub fn run_plan_many(plan: &Plan, first: u64, num_seeds: u64, num_threads: usize) -> Summary {
+    let mut summary = campaign(first, num_seeds, num_threads, &|seed| run_plan(plan, seed));
+    summary.is_of_one_plan = true;
+    summary
+}
+
+fn campaign(
+    first: u64,
+    num_seeds: u64,
+    num_threads: usize,
+    run: &(dyn Fn(u64) -> Outcome + Sync),
+) -> Summary {
     /// Seeds that a thread takes at once.
     const CHUNK: u64 = 16;
     let started = Instant::now();
@@ -81,7 +97,7 @@ pub fn run_many(first: u64, num_seeds: u64, num_threads: usize) -> Summary {
                 return summary;
             }
             for offset in chunk..(chunk + CHUNK).min(num_seeds) {
-                summary.add(run_seed(first.wrapping_add(offset)));
+                summary.add(run(first.wrapping_add(offset)));
             }
         }
     };

@@ -1,12 +1,12 @@
 //! `everstep-sim --seeds N [--first F] [--threads T]` runs a campaign; `--seed S [--trace]` replays one seed, `--minimise` shrinks it if
-//! it fails, and `--plan FILE` takes the plan from a file instead of from the seed.
+//! it fails, and `--plan FILE` takes the plan from a file instead of from the seed, for one seed or for many.
 
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
 use everstep_sim::{Plan, PlanError};
 
-const USAGE: &str = "usage: everstep-sim [--seeds N] [--first F] [--threads T] | [--plan FILE] --seed S [--trace | --minimise]";
+const USAGE: &str = "usage: everstep-sim [--plan FILE] [--seeds N] [--first F] [--threads T] | [--plan FILE] --seed S [--trace | --minimise]";
 
 #[derive(Debug)]
 struct Arguments {
@@ -69,10 +69,13 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, Strin
 }
 
 fn run(arguments: &Arguments, out: &mut dyn Write) -> io::Result<bool> {
-    let seed = arguments.seed.or(arguments.plan.as_ref().map(|_| 0));
-    let Some(seed) = seed else {
-        let summary =
-            everstep_sim::run_many(arguments.first, arguments.num_seeds, arguments.num_threads);
+    let Some(seed) = arguments.seed else {
+        let (first, num_seeds) = (arguments.first, arguments.num_seeds);
+        let num_threads = arguments.num_threads;
+        let summary = match &arguments.plan {
+            Some(plan) => everstep_sim::run_plan_many(plan, first, num_seeds, num_threads),
+            None => everstep_sim::run_many(first, num_seeds, num_threads),
+        };
         writeln!(out, "{summary}")?;
         return Ok(summary.passed());
     };

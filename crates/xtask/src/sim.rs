@@ -24,8 +24,8 @@ pub(crate) struct Options {
     /// Shrink it, if it fails, to the smallest plan that still does
     #[arg(long, requires = "seed", conflicts_with = "trace")]
     minimise: bool,
-    /// Take the plan from this file, and only the draws from the seed
-    #[arg(long, requires = "seed", value_name = "FILE")]
+    /// Take the plan from this file, and only the draws from the seeds
+    #[arg(long, value_name = "FILE")]
     plan: Option<std::path::PathBuf>,
 }
 
@@ -53,11 +53,11 @@ impl Options {
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let mut command = process::cargo(workspace);
     command.args(["run", "--locked", "--package", "everstep-sim", "--"]);
+    if let Some(plan) = &options.plan {
+        command.arg("--plan").arg(std::path::absolute(plan)?);
+    }
     match options.seed {
         Some(seed) => {
-            if let Some(plan) = &options.plan {
-                command.arg("--plan").arg(std::path::absolute(plan)?);
-            }
             let mode = if options.minimise {
                 "--minimise"
             } else {

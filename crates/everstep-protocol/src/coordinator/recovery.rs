@@ -44,12 +44,18 @@ impl<N: Numerics> Coordinator<N> {
         if num_shards == 0 || !(all || waited_ms >= moment_ms) {
             return;
         }
+        let is_patient = !(all || waited_ms >= self.config.gather_ms);
         if self.resumable
             && let Some(plan) = self.plan()
         {
+            // Workers that are ahead were told decisions by shards that have not answered: only a replica that was joining has.
+            let is_stale = plan.step.next() < self.known_by_workers(plan.lineage);
+            if is_patient && is_stale {
+                return;
+            }
             return self.resume(now_ms, plan);
         }
-        if !(all || waited_ms >= self.config.gather_ms) {
+        if is_patient {
             return;
         }
         let loses_progress = self.resumable && self.high_water > self.committed;
@@ -81,6 +87,20 @@ impl<N: Numerics> Coordinator<N> {
             return self.gather(now_ms, self.resumable);
         }
         self.rollback(now_ms);
+    }
+
+    /// The latest step of this line that a worker that has answered was leased, or heard the decision before of.
+    fn known_by_workers(&self, lineage: Lineage) -> Step {
+        let statuses = self.peers.values().filter_map(|peer| peer.status.as_ref());
+        let steps = statuses.filter_map(|status| match status {
+            Status::Worker {
+                lineage: line,
+                step,
+                ..
+            } if line.root() == lineage.root() => Some(*step),
+            _ => None,
+        });
+        steps.max().unwrap_or_default()
     }
 
     /// The newest line of state that can go on without losing a decided step.

@@ -559,6 +559,35 @@ fn replicas_that_lag_join_again() {
 }
 
 #[test]
+fn a_replica_that_lags_behind_the_workers_is_not_resumed_from_at_once() {
+    let mut bench = Bench::new(config());
+    let computing = |step| Status::Worker {
+        lineage: LINE,
+        step: Step(step),
+        held: Vec::new(),
+    };
+    // This leader has logged nothing itself, so that only workers can tell it that steps are decided.
+    bench.elect(2, 0, 0);
+    bench.hello(worker(0), computing(2));
+    bench.hello(shard(0), holding(&[(0, true), (0, true)]));
+    assert_eq!(bench.tick(900), NOTHING);
+    bench.hello(shard(1), holding(&[(2, false), (2, false)]));
+    assert_eq!(bench.coordinator.step(), Step(2));
+    // Nobody else comes: it goes on from there. A step that was just decided is not waited for.
+    for (step, from_ms) in [(2, 1000), (1, 300)] {
+        let mut bench = Bench::new(config());
+        bench.elect(2, 0, 0);
+        bench.hello(worker(0), computing(step));
+        bench.hello(shard(0), holding(&[(0, true), (0, true)]));
+        bench.tick(from_ms - 1);
+        assert_eq!(bench.coordinator.phase(), Phase::Gathering);
+        bench.tick(from_ms + 50);
+        assert_eq!(bench.coordinator.phase(), Phase::Training);
+        assert_eq!(bench.coordinator.step(), Step(0));
+    }
+}
+
+#[test]
 fn a_leader_that_misses_decided_steps_waits_then_rolls_back() {
     let mut bench = Bench::new(config());
     bench.elect(2, 2, 3);

@@ -180,6 +180,13 @@ impl<N: Numerics> Shard<N> {
         view.placements.get(block as usize)?.role_of(self.config.me)
     }
 
+    /// Whether its view is of the leader that it follows. Until then that one counts on what this shard has told it.
+    pub(super) fn follows_view(&self) -> bool {
+        self.view
+            .as_ref()
+            .is_some_and(|view| view.epoch == self.allegiance.epoch())
+    }
+
     fn is_quarantined(&self, worker: Member) -> bool {
         self.view
             .as_ref()
@@ -248,9 +255,12 @@ impl<N: Numerics> Shard<N> {
                 version,
                 last,
                 state,
-            } if lineage == self.lineage && self.primary(block) == Some(from) => {
-                // Only from the primary of this view: one of an earlier leader may be ahead of what this one has decided, and a
-                // replica that is ahead can neither reduce nor hold the open step.
+            } if lineage == self.lineage
+                && self.follows_view()
+                && self.primary(block) == Some(from) =>
+            {
+                // Only from the primary of this leader's view: one of an earlier leader may be ahead of what this one has decided, and a
+                // replica that is ahead of what it told this one can neither reduce nor hold the open step.
                 if let Some(held) = self.blocks.get_mut(&block) {
                     held.seeding = None;
                     if held.version().is_none_or(|mine| mine < version) {

@@ -173,10 +173,7 @@ impl<N: Numerics> Shard<N> {
             .as_ref()
             .is_some_and(|view| view.id() < decided_in);
         // Only this leader's view tells what is not wanted any more; it may count on blocks that the one before had unlisted.
-        let has_view = self
-            .view
-            .as_ref()
-            .is_some_and(|view| view.epoch == self.allegiance.epoch());
+        let has_view = self.follows_view();
         let ids: Vec<BlockId> = self.blocks.keys().copied().collect();
         let mut too_early = false;
         for id in ids {

@@ -343,6 +343,38 @@ fn a_joining_replica_replays_the_log_after_its_seed() {
 }
 
 #[test]
+fn a_seed_does_not_come_between_a_greeting_and_the_new_leaders_view() {
+    let mut bench = Bench::ready(1, vec![placement(0, &[], &[1])]);
+    bench.hear(member(0), seed_at(4));
+    let announce = Message::Announce { epoch: Epoch(2) };
+    assert_eq!(
+        bench.hear(coordinator(1), announce),
+        ["coordinator-1#1 hello"]
+    );
+    // The leader has been told of version 4, and makes this replica the primary of step 4.
+    assert_eq!(bench.hear(member(0), seed_at(6)), Vec::<String>::new());
+    assert_eq!(bench.state(0).0, 4);
+    let of_new = |number, placements| View {
+        epoch: Epoch(2),
+        leader: coordinator(1),
+        ..view(number, placements)
+    };
+    bench.hear(
+        coordinator(1),
+        Message::View(of_new(1, vec![placement(1, &[], &[0])])),
+    );
+    bench.hear(member(0), seed_at(6));
+    assert_eq!(bench.state(0).0, 4);
+    // As a joining replica of the new view it takes what that view's primary sends.
+    bench.hear(
+        coordinator(1),
+        Message::View(of_new(2, vec![placement(0, &[], &[1])])),
+    );
+    bench.hear(member(0), seed_at(6));
+    assert_eq!(bench.state(0).0, 6);
+}
+
+#[test]
 fn a_gap_in_the_log_asks_for_the_block_again() {
     let mut bench = Bench::ready(1, vec![placement(0, &[], &[1])]);
     let seed = seed_at(1);
