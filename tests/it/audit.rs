@@ -114,3 +114,79 @@ fn a_run_that_does_not_allow_faults_refuses_them() {
     running.finish(&bench, "run");
     assert_eq!(bench.count("run", "fault_injected"), 0);
 }
+
+/// Slots that a process has computed in all its lives.
+fn slots(bench: &Workbench, process: &str) -> u64 {
+    let file = format!("run/status/{process}.slots");
+    let text = std::fs::read_to_string(bench.path().join(file)).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("computed "))
+        .unwrap();
+    line.trim().parse().unwrap()
+}
+
+fn audit(bench: &Workbench, arguments: &[&str]) -> std::process::Output {
+    let run_dir = bench.path().join("run");
+    crate::support::everstep()
+        .arg("audit")
+        .args(arguments)
+        .arg("--run-dir")
+        .arg(run_dir)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_quarantine_outlives_the_whole_cluster_until_it_is_lifted() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("laptop", None);
+    let settings = ["audit.share=1.0", "chaos.allow=true"];
+    let running = start(&bench, &settings);
+    let lies = Injection::FlipGradientBits { share: 1.0 };
+    inject(&bench, &running, "worker-1", &lies);
+    let condemned = || bench.count("run", "worker_quarantined") > 0;
+    let step = running.steps().find(|_| condemned()).unwrap();
+    let refused = audit(&bench, &["clear", "worker-1"]);
+    assert_eq!(refused.status.code(), Some(2), "the run is going on");
+    running.power_loss();
+    assert!(step < 150, "too late to see anything: {step}");
+    let computed = slots(&bench, "worker-1");
+
+    // Nobody is told to lie now, and nobody is left who remembers.
+    let running = start(&bench, &[&settings[..], &["run.stop_at=150"]].concat());
+    running.finish(&bench, "run");
+    assert_eq!(slots(&bench, "worker-1"), computed, "it was leased slots");
+    assert_eq!(bench.count("run", "worker_quarantined"), 1);
+    let status = everstep_cluster::read_status(&RunDir::new(bench.path().join("run"))).unwrap();
+    let shown = &status.leader.quarantined;
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    assert_eq!(
+        (shown[0].process.as_str(), shown[0].worker),
+        ("worker-1", 1)
+    );
+    assert!(shown[0].slot.is_some() && shown[0].lied != shown[0].truth);
+
+    let unknown = audit(&bench, &["clear", "worker-2"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    let error = String::from_utf8(unknown.stderr).unwrap();
+    assert!(
+        error.contains("worker-2 is not quarantined; quarantined: worker-1"),
+        "{error}"
+    );
+    let listed = audit(&bench, &["list"]);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(
+        listed.contains("worker-1 in worker-1 on local: lied in step"),
+        "{listed}"
+    );
+    let lifted = audit(&bench, &["clear", "worker-1"]);
+    assert!(lifted.status.success(), "{lifted:?}");
+    assert!(audit(&bench, &["list"]).stdout.is_empty());
+
+    start(&bench, &settings).finish(&bench, "run");
+    assert!(slots(&bench, "worker-1") > computed, "it is trusted again");
+    assert_eq!(bench.count("run", "worker_quarantined"), 1);
+    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
+    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+}

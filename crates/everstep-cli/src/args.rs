@@ -31,6 +31,9 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Make the cluster's certificates.
     Certs(CertsArgs),
+    /// See and lift the quarantines of devices that lied.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Break runs on purpose.
     #[command(subcommand)]
     Chaos(ChaosCommand),
@@ -178,6 +181,27 @@ pub(crate) struct CertsArgs {
     /// Folder for the authority and the certificates; an existing authority is used again.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Show who is quarantined and why.
+    List(RunArgs),
+    /// Trust a process's workers again from the next start on; the run must be stopped.
+    Clear(AuditClearArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AuditClearArgs {
+    /// Name of the process in the topology.
+    #[arg(value_name = "PROCESS", required_unless_present = "all")]
+    pub(crate) process: Option<String>,
+    /// All that are quarantined.
+    #[arg(long, conflicts_with = "process")]
+    pub(crate) all: bool,
+    /// Where the run lives.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

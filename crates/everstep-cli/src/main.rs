@@ -1,6 +1,7 @@
 //! The `everstep` command.
 
 mod args;
+mod audit;
 mod certs;
 mod chaos;
 mod digest;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Certs(args) => certs::run(args),
+        Command::Audit(command) => audit::run(command),
         Command::Chaos(command) => chaos::run(command),
     };
     match outcome {

@@ -63,6 +63,9 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
             writeln!(out, "waiting: {waiting}")?;
         }
     }
+    for quarantine in &status.leader.quarantined {
+        writeln!(out, "quarantined {}", crate::audit::line_of(quarantine))?;
+    }
     writeln!(
         out,
         "{:<18} {:<12} {:<28} {:>8} {:<11} {:>8}  last died",

@@ -1,27 +1,38 @@
 //! Who leads: an epoch is won by creating its lease in the object store, or, in a static election, by counting in the ledger.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
-use everstep_store::{LastCommit, LatestIntact, Lease, StoreError};
+use everstep_store::{LastCommit, LatestIntact, Lease, Quarantine, StoreError};
 use everstep_telemetry::Event;
 
 use crate::process::ProcessContext;
+use crate::quarantine;
 use crate::store_health::{Access, patiently};
 
 const RETRY: Duration = Duration::from_millis(300);
-/// A new leader is not held up longer by a look at the checkpoints: what it finds is only a hint.
+/// A new leader is not held up longer by a look at the checkpoints and the quarantines: those are only a hint, and these are looked for again.
 const HINT_DEADLINE: Duration = Duration::from_secs(2);
 
+/// What is known once an epoch is won.
+#[derive(Debug)]
+pub(crate) struct Won {
+    /// The epoch.
+    pub(crate) epoch: u64,
+    /// The newest committed version that this process knows of (0: none).
+    pub(crate) checkpoint: u64,
+    /// Quarantined workers; `None` if the store did not tell in time.
+    pub(crate) quarantined: Option<Vec<Quarantine>>,
+}
+
 /// Wins the next free epoch above `at_least`, however long the store takes. `hints` are steps that may have a checkpoint.
-///
-/// Returns the epoch and the newest committed version that this process knows of (0: none).
 pub(crate) async fn win(
-    context: &ProcessContext,
+    context: &Arc<ProcessContext>,
     owner: &str,
     at_least: u64,
     hints: &[u64],
-) -> (u64, u64) {
+) -> Won {
     // The owner's name alone would be the same again for a process whose ledger was lost.
     let owner = format!("{owner} {:016x}", RandomState::new().hash_one(owner));
     let epoch = loop {
@@ -40,13 +51,20 @@ pub(crate) async fn win(
             0
         }
     };
-    let newest = tokio::time::timeout(HINT_DEADLINE, context.store.latest_committed(hints)).await;
+    let (newest, quarantined) = tokio::join!(
+        tokio::time::timeout(HINT_DEADLINE, context.store.latest_committed(hints)),
+        tokio::time::timeout(HINT_DEADLINE, quarantine::look(context)),
+    );
     let newest = match newest {
         Ok(Ok(newest)) => newest.unwrap_or(0),
         // If the run is over, or state must come from a checkpoint, the store is asked again, with more patience.
         _ => 0,
     };
-    (epoch, newest.max(recorded))
+    Won {
+        epoch,
+        checkpoint: newest.max(recorded),
+        quarantined: quarantined.ok().and_then(Result::ok),
+    }
 }
 
 /// The newest checkpoint that is intact, however long the store takes; 0 if there is none.

@@ -22,6 +22,7 @@ mod message;
 mod proc;
 mod process;
 mod progress;
+mod quarantine;
 mod router;
 mod run;
 mod rundir;
@@ -37,6 +38,7 @@ pub use agent::{
     PreemptionNotice, PreemptionSource, RestartPolicy, watch_preemption,
 };
 pub use process::{Ending, ProcessError, run_process};
+pub use quarantine::{clear as clear_quarantine, list as list_quarantines};
 pub use run::{RunContext, RunError, RunRequest, goodput};
 pub use rundir::RunDir;
 pub use session::make_secret as make_session_secret;

@@ -41,6 +41,10 @@ impl RunDir {
     pub fn ledger(&self, process: &str) -> PathBuf {
         self.0.join("ledger").join(process)
     }
+    /// Quarantines that the store may not have yet.
+    pub(crate) fn quarantine(&self) -> PathBuf {
+        self.0.join("quarantine")
+    }
     /// Certificates of the cluster.
     pub fn tls(&self) -> PathBuf {
         self.0.join("tls")

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
+use everstep_store::Quarantine;
 use serde::{Deserialize, Serialize};
 
 use crate::proc;
@@ -19,6 +20,9 @@ pub struct LeaderStatus {
     pub epoch: u64,
     /// The step in work: the number of steps committed.
     pub step: u64,
+    /// Workers that are leased nothing because their devices lied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantined: Vec<Quarantine>,
 }
 
 /// State of a process as its agent sees it.
@@ -226,4 +230,11 @@ pub(crate) fn replace<T: Serialize + ?Sized>(path: &Path, value: &T) -> std::io:
     let mut file = fs::File::create(&temporary)?;
     file.write_all(&serde_json::to_vec_pretty(value)?)?;
     fs::rename(&temporary, path)
+}
+
+/// As [`replace`], for what must still be there after a power loss.
+pub(crate) fn replace_durably<T: Serialize>(path: &Path, value: &T) -> std::io::Result<()> {
+    replace(path, value)?;
+    fs::File::open(path)?.sync_all()?;
+    fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }

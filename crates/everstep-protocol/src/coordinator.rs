@@ -78,6 +78,11 @@ pub enum Event<N: Numerics> {
         /// Workers that this process knows to be quarantined.
         quarantined: Vec<Member>,
     },
+    /// Workers that were quarantined earlier, if they are found only after the election.
+    Quarantined {
+        /// They, in any life.
+        workers: Vec<Member>,
+    },
     /// A member said something.
     Message {
         /// Who.

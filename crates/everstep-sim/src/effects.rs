@@ -303,6 +303,10 @@ impl World<'_> {
                 if !self.liars.contains(&worker.index) {
                     self.violate(format!("honest {worker} was accused"));
                 }
+                if permanent {
+                    // As the shell does: on disk before anybody hears of it.
+                    self.recorded_liars.push(worker);
+                }
                 self.count(if permanent {
                     Recovery::WorkerQuarantined
                 } else {

@@ -347,7 +347,7 @@ impl World<'_> {
             epoch: Epoch(epoch),
             checkpoint: self.listed_newest(),
             high_water,
-            quarantined: Vec::new(),
+            quarantined: self.recorded_liars.clone(),
         };
         self.checker.elected(Epoch(epoch), high_water);
         let at_ms = self.after(0, 5);

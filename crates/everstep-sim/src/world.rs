@@ -105,6 +105,8 @@ pub(crate) struct World<'a> {
     pub(crate) forbidden: Option<(Fault, Recovery)>,
     /// Workers, by index, whose devices have lied.
     pub(crate) liars: BTreeSet<u32>,
+    /// Quarantines that outlive the cluster.
+    pub(crate) recorded_liars: Vec<Member>,
     /// The run must have finished by then.
     bound_ms: u64,
     pub(crate) trace: Option<&'a mut dyn FnMut(String)>,
@@ -186,6 +188,7 @@ impl<'a> World<'a> {
             hosts,
             is_finished: false,
             liars: BTreeSet::new(),
+            recorded_liars: Vec::new(),
             trace,
         };
         world.prepare();

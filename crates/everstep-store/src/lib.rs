@@ -4,6 +4,7 @@
 //! <store>/<run>/run.toml                            the run file, as it was given
 //! <store>/<run>/manifest.json                       RunIdentity: what the run is
 //! <store>/<run>/leases/<epoch>                      leadership, create-if-absent, never deleted
+//! <store>/<run>/quarantine/worker-<index>.json      a worker whose device lied, until a person lifts it
 //! <store>/<run>/checkpoints/<step>/blocks-*.st      safetensors: parameters and optimizer state of some blocks
 //! <store>/<run>/checkpoints/<step>/MANIFEST.json    CheckpointManifest; its creation is the commit
 //! ```
@@ -29,6 +30,7 @@ mod ledger;
 mod manifest;
 mod probe;
 mod prune;
+mod quarantine;
 mod read;
 mod run_store;
 mod sealed;
@@ -44,5 +46,6 @@ pub use ledger::{LastCommit, Ledger, LedgerError};
 pub use manifest::{BlockEntry, CheckpointDigest, CheckpointManifest, CheckpointObject};
 pub use probe::ProbeReport;
 pub use prune::PruneReport;
+pub use quarantine::Quarantine;
 pub use read::LatestIntact;
 pub use run_store::{PutRun, RunStore};

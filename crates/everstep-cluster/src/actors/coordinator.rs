@@ -1,14 +1,16 @@
 //! The coordinator actor: the protocol's coordinator, its election, and the logs of the run.
 
 mod notes;
+mod quarantine;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use everstep_optim::TrainingNumerics;
 use everstep_protocol::coordinator::{Effect, Event};
 use everstep_protocol::{Coordinator, Decision, Epoch, Member, Message, Role, Step};
+use everstep_store::Quarantine;
 use everstep_telemetry::names::{metric, span};
 use everstep_telemetry::{MetricsLog, StepMetrics, TensorBoard};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -43,7 +45,11 @@ pub(crate) enum CoordinatorMessage {
         epoch: u64,
         /// Version of the newest intact checkpoint.
         checkpoint: u64,
+        /// Quarantined workers, if the store told them in time.
+        quarantined: Option<Vec<Quarantine>>,
     },
+    /// What the store says of quarantined workers, later than at the election.
+    Quarantined(Vec<Quarantine>),
     /// A manifest is committed.
     ManifestCommitted(Step),
     /// The newest intact checkpoint.
@@ -78,6 +84,8 @@ pub(crate) struct CoordinatorState {
     /// A checkpoint is looked for.
     search: Option<tokio::task::AbortHandle>,
     members: BTreeSet<Member>,
+    /// Workers whose quarantine is recorded, or being recorded.
+    quarantines: BTreeMap<u32, Quarantine>,
     metrics: MetricsLog,
     tensorboard: TensorBoard,
     step_started: Instant,
@@ -137,6 +145,7 @@ impl Actor for CoordinatorActor {
             recoveries: Recoveries::default(),
             search: None,
             members: BTreeSet::new(),
+            quarantines: BTreeMap::new(),
             metrics,
             tensorboard,
             step_started: Instant::now(),
@@ -171,7 +180,15 @@ impl Actor for CoordinatorActor {
             CoordinatorMessage::CheckpointFound(version) => {
                 state.step(&myself, Event::CheckpointFound { version })
             }
-            CoordinatorMessage::Elected { epoch, checkpoint } => {
+            CoordinatorMessage::Quarantined(found) => {
+                let workers = state.adopt_quarantines(found);
+                state.step(&myself, Event::Quarantined { workers })
+            }
+            CoordinatorMessage::Elected {
+                epoch,
+                checkpoint,
+                quarantined,
+            } => {
                 state.electing = false;
                 state.epoch = Some(Epoch(epoch));
                 // A standby has not followed what its predecessors committed.
@@ -190,13 +207,20 @@ impl Actor for CoordinatorActor {
                         epoch,
                         step: high_water.0,
                     });
+                let quarantined = match quarantined {
+                    Some(found) => state.adopt_quarantines(found),
+                    None => {
+                        state.find_quarantines(&myself);
+                        Vec::new()
+                    }
+                };
                 state.step(
                     &myself,
                     Event::Elected {
                         epoch: Epoch(epoch),
                         checkpoint: Step(checkpoint),
                         high_water,
-                        quarantined: Vec::new(),
+                        quarantined,
                     },
                 )
             }
@@ -308,8 +332,12 @@ impl CoordinatorState {
         let at_least = self.machine.epoch().0;
         let hints = self.checkpoint_hints();
         tokio::spawn(async move {
-            let (epoch, checkpoint) = election::win(&context, &owner, at_least, &hints).await;
-            let _ = reply.cast(CoordinatorMessage::Elected { epoch, checkpoint });
+            let won = election::win(&context, &owner, at_least, &hints).await;
+            let _ = reply.cast(CoordinatorMessage::Elected {
+                epoch: won.epoch,
+                checkpoint: won.checkpoint,
+                quarantined: won.quarantined,
+            });
         });
     }
 
@@ -360,6 +388,7 @@ impl CoordinatorState {
         }
         if self.epoch.is_some() && now_ms.saturating_sub(self.status_written_ms) >= 200 {
             self.status_written_ms = now_ms;
+            self.record_quarantines();
             self.write_status();
         }
         Ok(())
@@ -557,6 +586,7 @@ impl CoordinatorState {
             leader: self.context.name().to_owned(),
             epoch,
             step: self.machine.step().0,
+            quarantined: self.quarantines.values().cloned().collect(),
         };
         if let Err(error) = status.write(&self.context.run_dir) {
             tracing::warn!(%error, "the status file cannot be written");

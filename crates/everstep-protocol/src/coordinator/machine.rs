@@ -153,6 +153,11 @@ impl<N: Numerics> Coordinator<N> {
         self.committed
     }
 
+    /// Workers that are leased nothing, in any life, because they lied.
+    pub fn quarantined(&self) -> &[Member] {
+        &self.quarantined
+    }
+
     /// Slots that were leased again because their holder was lost or slow, in this life.
     pub fn slots_recomputed(&self) -> u64 {
         self.slots_recomputed
@@ -174,6 +179,11 @@ impl<N: Numerics> Coordinator<N> {
             } => {
                 self.learn_quarantined(now_ms, &quarantined);
                 self.on_elected(now_ms, epoch, checkpoint, high_water);
+            }
+            Event::Quarantined { workers } => {
+                if self.is_leading() {
+                    self.learn_quarantined(now_ms, &workers);
+                }
             }
             Event::Message { from, message } => self.on_message(now_ms, from, message),
             Event::Lost { member } => {

@@ -3,7 +3,7 @@
 mod damage;
 mod writing;
 
-use everstep_store::{Digest, ErrorKind, PutRun, RunStore, StoreError};
+use everstep_store::{Digest, ErrorKind, PutRun, Quarantine, RunStore, StoreError};
 use futures::future::join_all;
 
 use super::support::{Fixture, identity};
@@ -23,6 +23,36 @@ pub(crate) async fn all(fixture: &Fixture) {
     damage::a_damaged_step_can_be_committed_again(fixture).await;
     damage::pruning_keeps_the_newest(fixture).await;
     an_epoch_has_one_leader(fixture).await;
+    quarantines_last_until_they_are_lifted(fixture).await;
+}
+
+async fn quarantines_last_until_they_are_lifted(fixture: &Fixture) {
+    let store = fixture.open("quarantines");
+    assert!(store.quarantines(3).await.unwrap().is_empty());
+    let known = Quarantine {
+        worker: 1,
+        process: "worker-1".to_owned(),
+        node: "a".to_owned(),
+        step: 7,
+        slot: Some(2),
+        ..Quarantine::default()
+    };
+    store.put_quarantine(&known).await.unwrap();
+    store.put_quarantine(&known).await.unwrap();
+    let found = fixture.open("quarantines").quarantines(3).await.unwrap();
+    assert_eq!(found.into_values().collect::<Vec<_>>(), [known]);
+
+    // Damage lifts nothing.
+    let key = "quarantine/worker-1.json";
+    fixture
+        .tamper("quarantines", key, |bytes| bytes.truncate(9))
+        .await;
+    let found = store.quarantines(3).await.unwrap();
+    assert_eq!(found.keys().copied().collect::<Vec<_>>(), [1]);
+
+    store.lift_quarantine(1).await.unwrap();
+    store.lift_quarantine(1).await.unwrap();
+    assert!(store.quarantines(3).await.unwrap().is_empty());
 }
 
 async fn a_run_is_created_once(fixture: &Fixture) {

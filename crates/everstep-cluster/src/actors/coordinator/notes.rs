@@ -1,6 +1,6 @@
 //! What the machine notes, as events of the run.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use everstep_protocol::coordinator::Note;
 use everstep_protocol::{Digest, Member};
@@ -121,6 +121,18 @@ impl CoordinatorState {
                 permanent,
             } => {
                 let (process, node) = self.whereabouts(worker);
+                if permanent {
+                    self.record_quarantine(everstep_store::Quarantine {
+                        worker: worker.index,
+                        process: process.clone(),
+                        node: node.clone(),
+                        step: step.0,
+                        slot: Some(slot),
+                        lied: Some(lied.to_string()),
+                        truth: truth.map(|truth| truth.to_string()),
+                        time: everstep_telemetry::timestamp(SystemTime::now()),
+                    });
+                }
                 tracing::error!(%worker, process, node, step = step.0, slot, "a device lied");
                 self.context.event(&Log::WorkerQuarantined {
                     worker: worker.to_string(),

@@ -201,3 +201,48 @@ fn a_new_leader_learns_who_is_quarantined() {
     assert!(next.coordinator.outstanding(worker(0)).is_empty());
     assert_eq!(next.coordinator.outstanding(worker(1)).len(), 2);
 }
+
+#[test]
+fn after_a_full_stop_the_recorded_quarantine_holds_in_any_life() {
+    let mut bench = Bench::new(audited(0).coordinator.config);
+    bench.take(Event::Elected {
+        epoch: Epoch(2),
+        checkpoint: Step(0),
+        high_water: Step(0),
+        quarantined: vec![worker(0)],
+    });
+    let restarted = Member {
+        incarnation: worker(0).incarnation + 7,
+        ..worker(0)
+    };
+    for member in [restarted, worker(1), worker(2)] {
+        bench.hello(member, idle());
+    }
+    bench.hello(shard(0), empty());
+    bench.hello(shard(1), empty());
+    bench.ready(shard(0));
+    bench.ready(shard(1));
+    assert_eq!(bench.coordinator.phase(), Phase::Training);
+    assert_eq!(bench.quarantined(), [worker(0)]);
+    assert!(bench.coordinator.outstanding(restarted).is_empty());
+    assert!(!bench.coordinator.outstanding(worker(1)).is_empty());
+}
+
+#[test]
+fn a_quarantine_that_is_found_late_takes_the_open_step_back() {
+    let mut bench = audited(3);
+    let line = bench.coordinator.view().unwrap().lineage;
+    bench.counted(worker(0), TRUTH);
+    bench.take(Event::Quarantined {
+        workers: vec![worker(0)],
+    });
+    assert_eq!(bench.quarantined(), [worker(0)]);
+    assert!(bench.coordinator.view().unwrap().lineage > line);
+    assert!(bench.coordinator.outstanding(worker(0)).is_empty());
+    // Nothing new: nothing is taken back again.
+    let line = bench.coordinator.view().unwrap().lineage;
+    bench.take(Event::Quarantined {
+        workers: vec![worker(0)],
+    });
+    assert_eq!(bench.coordinator.view().unwrap().lineage, line);
+}
