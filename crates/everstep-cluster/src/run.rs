@@ -286,6 +286,7 @@ impl RunContext {
             evaluate_every: if chunks == 0 { 0 } else { evaluation.every },
             num_evaluation_chunks: chunks as u32,
             num_shards,
+            shard_domains: self.topology.shard_domains(),
             gather_ms: self.timing.gather_ms,
             lease_ms: self.config.cluster.lease_ms,
             resend_ms: self.timing.resend_ms,

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use everstep_protocol::Role;
+use everstep_protocol::coordinator::Domain;
 use serde::{Deserialize, Serialize};
 
 /// What is wrong with a topology file; one line that names the file, the field and what is allowed.
@@ -380,6 +381,28 @@ impl Topology {
             }
         }
         Ok(())
+    }
+
+    /// Where each shard runs, by its index.
+    pub(crate) fn shard_domains(&self) -> Vec<Domain> {
+        let node_of = |process: u32| {
+            let name = &self.processes[process as usize].node;
+            let first = self.processes.iter().position(|other| other.node == *name);
+            first.map_or(process, |first| first as u32)
+        };
+        let mut shards: Vec<(u32, u32)> = self
+            .actors()
+            .filter(|(address, _)| address.role == ActorRole::Shard)
+            .map(|(address, process)| (address.index, process))
+            .collect();
+        shards.sort_unstable();
+        shards
+            .into_iter()
+            .map(|(_, process)| Domain {
+                node: node_of(process),
+                process,
+            })
+            .collect()
     }
 
     /// Number of actors of a role.

@@ -21,14 +21,17 @@
 
 mod audit;
 mod checkpoint;
+mod drain;
 mod leases;
 mod machine;
 mod members;
 pub mod placement;
 mod recovery;
+mod shares;
 mod step;
 
 pub use machine::{Coordinator, Phase};
+pub use placement::Domain;
 
 use crate::audit::AuditPlan;
 use crate::ids::{BlockId, Epoch, Lineage, Member, Step};
@@ -53,9 +56,11 @@ pub struct CoordinatorConfig {
     pub num_evaluation_chunks: u32,
     /// Shards in the topology.
     pub num_shards: u32,
+    /// Where each shard runs, by its index; one that is not listed is alone on its node.
+    pub shard_domains: Vec<Domain>,
     /// A new leader waits this long for shards that have not said what they hold.
     pub gather_ms: u64,
-    /// A lease older than this is given to a second, idle worker too.
+    /// A lease older than this is given to a second, idle worker too, as long as no slot's time is known; then a multiple of that.
     pub lease_ms: u64,
     /// Unanswered messages are said again after this long.
     pub resend_ms: u64,
@@ -94,6 +99,14 @@ pub enum Event<N: Numerics> {
     Lost {
         /// Who.
         member: Member,
+    },
+    /// These members shall leave: nothing new is given to them, what they hold is moved, and each is released when nothing refers to it.
+    /// Saying it again changes nothing but the time left. Other lives of the same actors are not meant.
+    Drain {
+        /// Who; coordinators among them are left to their shell.
+        members: Vec<Member>,
+        /// Seconds until they are taken away, if that is so.
+        seconds_left: Option<u64>,
     },
     /// The manifest that `CommitManifest` asked for is committed (or was already).
     ManifestCommitted {
@@ -151,6 +164,11 @@ pub enum Effect<N: Numerics> {
     /// The state must come from a checkpoint: find the newest one that is intact, however long the store takes, then say
     /// `CheckpointFound`. Asked again, an earlier search that has not ended is void.
     FindCheckpoint,
+    /// Nothing refers to a draining member any more: it may go. Said again until it is gone.
+    Release {
+        /// Who.
+        member: Member,
+    },
     /// Something that the event log should tell.
     Note(Note),
     /// The last version is checkpointed and committed. The run is over.
@@ -174,6 +192,30 @@ pub enum Note {
     MemberLost {
         /// Who.
         member: Member,
+    },
+    /// A released member is gone, as it should be.
+    MemberLeft {
+        /// Who.
+        member: Member,
+    },
+    /// A member begins to drain.
+    DrainStarted {
+        /// Who.
+        member: Member,
+    },
+    /// A draining member is released.
+    DrainFinished {
+        /// Who.
+        member: Member,
+        /// How long it took.
+        took_ms: u64,
+        /// Blocks that it held and others hold now.
+        num_moved: u32,
+    },
+    /// Nobody could take what draining shards hold: the run waits at a version that is being committed.
+    DrainHolds {
+        /// The version.
+        version: Step,
     },
     /// Slots of a step were leased again because their holder is gone or slow.
     SlotsReassigned {

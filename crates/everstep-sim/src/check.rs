@@ -288,6 +288,21 @@ impl World<'_> {
         problems
     }
 
+    /// A released shard holds nothing that the leader counts on, unless the run waits at a committed version.
+    pub(crate) fn check_release(&mut self, actor: usize, member: Member) {
+        let Some(Machine::Coordinator(leader)) = &self.actors[actor].machine else {
+            return;
+        };
+        let is_placed = leader.view().is_some_and(|view| {
+            view.placements
+                .iter()
+                .any(|placement| placement.role_of(member).is_some())
+        });
+        if is_placed && leader.committed() != leader.step() {
+            self.violate(format!("drain: {member} was released with its blocks"));
+        }
+    }
+
     /// A checkpoint is loaded only if it is committed. If that, or making initial weights, gives up decided steps, a rollback declares it.
     pub(crate) fn check_load(&mut self, lineage: Lineage, version: Step) {
         if version.0 > 0 && !self.store.is_committed(version) {

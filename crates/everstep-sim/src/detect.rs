@@ -37,6 +37,7 @@ impl World<'_> {
         }
         self.hosts[host].is_up = false;
         self.hosts[host].is_frozen = false;
+        self.hosts[host].drains = None;
         self.hosts[host].frozen_until_ms = 0;
         self.hosts[host].deferred.clear();
         for actor in self.hosts[host].actors.clone() {

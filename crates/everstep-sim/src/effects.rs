@@ -83,6 +83,7 @@ impl World<'_> {
         };
         self.check_shard(actor);
         self.observe_state(actor, &before);
+        self.declare(actor, &effects);
         let incarnation = self.actors[actor].member.incarnation;
         let torn_at = if self.actors[actor].torn && !effects.is_empty() {
             Some(self.random.below(effects.len() as u64 + 1) as usize)
@@ -118,6 +119,22 @@ impl World<'_> {
             return self.crash(host, None);
         }
         self.arm(actor, incarnation);
+    }
+
+    /// What a leader declares between two steps counts for its view, which is the later one already when the decision is checked.
+    fn declare(&mut self, actor: usize, effects: &[Effect]) {
+        let Some(Machine::Coordinator(machine)) = &self.actors[actor].machine else {
+            return;
+        };
+        let epoch = machine.epoch();
+        for effect in effects {
+            if let Effect::Coordinator(CoordinatorEffect::Note(Note::Degraded { blocks, .. })) =
+                effect
+            {
+                let declared = self.checker.degraded.entry(epoch).or_default();
+                declared.extend(blocks);
+            }
+        }
     }
 
     /// Schedules the next wake-up of a machine.
@@ -161,7 +178,7 @@ impl World<'_> {
         };
         if machine.is_leading() {
             self.actors[actor].heard_ms = self.now_ms;
-            return;
+            return self.announce_drains(actor);
         }
         let patience_ms = SILENCE_MS + 60 * u64::from(member.index);
         let first = self.store.latest_epoch() == 0;
@@ -234,6 +251,10 @@ impl World<'_> {
                 actor,
                 incarnation: member.incarnation,
             }),
+            CoordinatorEffect::Release { member } => {
+                self.check_release(actor, member);
+                self.release(member);
+            }
             CoordinatorEffect::Note(note) => self.note(actor, note),
             CoordinatorEffect::Finished => {
                 self.is_finished = true;
@@ -330,6 +351,8 @@ impl World<'_> {
                     self.met(Branch::JoinedWhileRestoring);
                 }
             }
+            Note::DrainHolds { .. } => self.count(Recovery::DrainHeld),
+            Note::MemberLeft { .. } | Note::DrainStarted { .. } | Note::DrainFinished { .. } => {}
         }
     }
 

@@ -50,6 +50,8 @@ pub enum Fault {
     Flap,
     /// A live member is declared lost.
     FalseSuspicion,
+    /// A process is told to leave, and comes back later as another.
+    Drain,
     /// While the cluster recovers from one fault, the next one strikes.
     Aftershock,
     /// Messages vanish.
@@ -91,7 +93,7 @@ pub enum Fault {
 impl Fault {
     /// All kinds.
     pub fn all() -> impl Iterator<Item = Fault> {
-        const PLAIN: [Fault; 37] = [
+        const PLAIN: [Fault; 38] = [
             Fault::KillWorker,
             Fault::KillShard,
             Fault::KillCoordinator,
@@ -111,6 +113,7 @@ impl Fault {
             Fault::OneWayCut,
             Fault::Flap,
             Fault::FalseSuspicion,
+            Fault::Drain,
             Fault::Aftershock,
             Fault::Drop,
             Fault::Duplicate,
@@ -157,6 +160,7 @@ impl Fault {
             Action::OneWayCut { .. } => Fault::OneWayCut,
             Action::Flap { .. } => Fault::Flap,
             Action::FalseSuspicion => Fault::FalseSuspicion,
+            Action::Drain => Fault::Drain,
             Action::Reorder { .. } => Fault::Reorder,
             Action::SlowStore { .. } => Fault::SlowStore,
             Action::LateJoin { .. } => Fault::LateJoin,

@@ -19,6 +19,7 @@
 mod check;
 mod coverage;
 mod detect;
+mod drain;
 mod effects;
 mod fault;
 mod minimise;

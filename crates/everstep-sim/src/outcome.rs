@@ -42,11 +42,15 @@ pub enum Recovery {
     WorkerQuarantined,
     /// The only worker lied, and its step was computed again.
     StepRecomputed,
+    /// A draining process was released and left.
+    Drained,
+    /// The run waited at a version, because nobody could take what draining shards held.
+    DrainHeld,
 }
 
 impl Recovery {
     /// All kinds.
-    pub const ALL: [Recovery; 15] = [
+    pub const ALL: [Recovery; 17] = [
         Recovery::SlotsReleased,
         Recovery::SlotsDoubled,
         Recovery::ShardPromoted,
@@ -62,6 +66,8 @@ impl Recovery {
         Recovery::AuditMismatch,
         Recovery::WorkerQuarantined,
         Recovery::StepRecomputed,
+        Recovery::Drained,
+        Recovery::DrainHeld,
     ];
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use everstep_protocol::coordinator::Domain;
 use everstep_protocol::{BlockId, Role};
 
 use crate::phase::Phase;
@@ -38,6 +39,18 @@ pub struct Topology {
     pub replication: u32,
     /// Whether worker 0 and shard 0 share a process.
     pub colocated: bool,
+}
+
+impl Topology {
+    /// Where the shards run: two on a node, each in its own process.
+    pub(crate) fn shard_domains(&self) -> Vec<Domain> {
+        (0..self.num_shards)
+            .map(|index| Domain {
+                node: index / 2,
+                process: index,
+            })
+            .collect()
+    }
 }
 
 impl Default for Topology {
@@ -164,6 +177,8 @@ pub enum Action {
     },
     /// Live members are declared lost.
     FalseSuspicion,
+    /// Processes are told to leave, and come back later as others.
+    Drain,
     /// Messages of the targets' links vanish.
     Drop {
         /// How long.
@@ -366,6 +381,7 @@ impl Action {
             Action::RollingRestart { pause_ms } => pause_ms.saturating_mul(12),
             Action::KillMidway
             | Action::FalseSuspicion
+            | Action::Drain
             | Action::StoreRace
             | Action::DamageCheckpoint { .. }
             | Action::Aftershock { .. } => 0,

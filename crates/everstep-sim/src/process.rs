@@ -1,6 +1,6 @@
 //! Processes and the lives of the actors in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use everstep_protocol::audit::AuditPlan;
 use everstep_protocol::coordinator::CoordinatorConfig;
@@ -61,6 +61,8 @@ pub(crate) struct Host {
     pub(crate) starts_ms: u64,
     /// When it goes on.
     pub(crate) frozen_until_ms: u64,
+    /// Which of its actors have been released, while it drains.
+    pub(crate) drains: Option<BTreeSet<usize>>,
     /// What happened to it while it stood still.
     pub(crate) deferred: Vec<Happening>,
 }
@@ -96,6 +98,7 @@ impl World<'_> {
                     evaluate_every: workload.evaluate_every,
                     num_evaluation_chunks: workload.num_chunks,
                     num_shards: topology.num_shards,
+                    shard_domains: topology.shard_domains(),
                     gather_ms: GATHER_MS,
                     lease_ms: LEASE_MS,
                     resend_ms: RESEND_MS,

@@ -1,6 +1,6 @@
 //! Strikes: whom a planned fault meets, and what it does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use everstep_protocol::random::{Purpose, Stream};
 use everstep_protocol::{BlockId, Member, Role};
@@ -360,6 +360,16 @@ impl World<'_> {
                     self.suspect(*member, Reason::Whim, 0, 30);
                 }
                 return !members.is_empty();
+            }
+            Action::Drain => {
+                let hosts: Vec<usize> = hosts
+                    .into_iter()
+                    .filter(|host| self.may_drain(*host))
+                    .collect();
+                for host in &hosts {
+                    self.hosts[*host].drains = Some(BTreeSet::new());
+                }
+                return !hosts.is_empty();
             }
             Action::Drop { for_ms, permille } => {
                 self.begin_window(Condition::Drop, target, &hosts, for_ms, permille);

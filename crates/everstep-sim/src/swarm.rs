@@ -27,6 +27,7 @@ enum Kind {
     OneWayCut,
     Flap,
     FalseSuspicion,
+    Drain,
     StoreOutage,
     StaleList,
     StoreRace,
@@ -45,7 +46,7 @@ enum Kind {
     LostReply,
 }
 
-const STRIKES: [Kind; 22] = [
+const STRIKES: [Kind; 23] = [
     Kind::KillWorker,
     Kind::KillShard,
     Kind::KillCoordinator,
@@ -64,6 +65,7 @@ const STRIKES: [Kind; 22] = [
     Kind::OneWayCut,
     Kind::Flap,
     Kind::FalseSuspicion,
+    Kind::Drain,
     Kind::StoreOutage,
     Kind::StaleList,
     Kind::StoreRace,
@@ -204,6 +206,14 @@ impl Draw {
                 self.of(&[Target::Any, Target::Leader, Target::Role(Role::Shard)]),
             ),
             Kind::FalseSuspicion => (Action::FalseSuspicion, Target::Any),
+            Kind::Drain => {
+                let targets = [
+                    Target::Role(Role::Shard),
+                    Target::Role(Role::Worker),
+                    Target::AllOf(Role::Shard),
+                ];
+                (Action::Drain, self.of(&targets))
+            }
             Kind::StoreOutage => (
                 Action::StoreOutage {
                     for_ms: self.between(100, 3000),

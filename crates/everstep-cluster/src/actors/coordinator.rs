@@ -514,6 +514,7 @@ impl CoordinatorState {
                 });
             }
             Effect::FindCheckpoint => self.find_checkpoint(myself),
+            Effect::Release { member } => tracing::info!(%member, "nothing refers to it any more"),
             Effect::Note(note) => self.note(note),
             Effect::Finished => {
                 self.finished = true;

@@ -195,6 +195,8 @@ impl<N: Numerics> Coordinator<N> {
                 .filter(|(other, _)| other.same_actor(&worker));
             said.count()
         };
+        // Those that shall leave are asked last.
+        let leaves = |worker: &Member| self.draining.contains_key(worker);
         if mismatch {
             // A third one if there is one, else those that were asked least.
             if !self.is_reduced() || waited().next().is_some() {
@@ -204,7 +206,7 @@ impl<N: Numerics> Coordinator<N> {
                 .iter()
                 .copied()
                 .filter(|worker| audit.leases.iter().all(|lease| lease.worker != *worker))
-                .min_by_key(|worker| (count(*worker), load.get(worker), *worker));
+                .min_by_key(|worker| (leaves(worker), count(*worker), load.get(worker), *worker));
         }
         // Before the sums are known, whoever has the slot will be in them.
         let mut expected: Vec<Member> = testimonies.iter().map(|(worker, _)| *worker).collect();
@@ -234,7 +236,7 @@ impl<N: Numerics> Coordinator<N> {
             .copied()
             .filter(|worker| expected.iter().all(|other| !other.same_actor(worker)))
             .filter(|worker| audit.leases.iter().all(|lease| lease.worker != *worker))
-            .min_by_key(|worker| (load.get(worker), *worker))
+            .min_by_key(|worker| (leaves(worker), load.get(worker), *worker))
     }
 
     pub(super) fn on_audited(

@@ -44,7 +44,8 @@ impl<N: Numerics> Coordinator<N> {
 
     /// Opens the checkpoint of `version` if one is due; returns whether the shards shall snapshot it.
     pub(super) fn begin_checkpoint(&mut self, now_ms: u64, version: Step) -> bool {
-        if !self.is_checkpoint_due(version)
+        let forced = std::mem::take(&mut self.checkpoint_next);
+        if !(forced || self.is_checkpoint_due(version))
             || version <= self.committed
             || self.checkpoints.contains_key(&version)
         {
@@ -178,6 +179,9 @@ impl<N: Numerics> Coordinator<N> {
         for older in older {
             self.give_up(older, version);
         }
+        if self.phase == Phase::Training {
+            self.tend_drain(now_ms);
+        }
         if self.is_last(version) && self.phase != Phase::Finished {
             self.finish(now_ms);
         }
@@ -219,6 +223,16 @@ impl<N: Numerics> Coordinator<N> {
             self.checkpoints.remove(&version);
             self.note(Note::CheckpointAbandoned { version });
         }
+    }
+
+    /// Whether a member's part of a checkpoint is still to come.
+    pub(super) fn stores(&self, member: Member) -> bool {
+        self.checkpoints.values().any(|checkpoint| {
+            checkpoint
+                .storers
+                .iter()
+                .any(|(block, storer)| *storer == member && !checkpoint.stored.contains(block))
+        })
     }
 
     pub(super) fn tend_checkpoints(&mut self, now_ms: u64) {

@@ -1,17 +1,34 @@
 //! Leases: which worker computes which task of the step.
 
+use std::collections::BTreeMap;
+
 use super::machine::{Coordinator, Phase};
 use super::members::is_live;
+use super::shares::{self, Load};
 use super::{Effect, Note};
-use crate::ids::{Member, SlotRange, Step};
+use crate::ids::{Member, Role, SlotRange, Step};
 use crate::message::{Message, Numerics, Status, Task, ViewId};
 use crate::retry::Retry;
+
+/// Leases of a task at once, at most.
+const HOLDERS_MAX: usize = 3;
+/// A worker that is too slow for a share computes a slot that another one computes too, every so many steps, to be measured.
+const PROBE_STEPS: u64 = 8;
+
+/// A lease of a task.
+#[derive(Clone, Copy, Debug)]
+struct Holder {
+    member: Member,
+    since_ms: u64,
+    /// Whether its time is known already, or says nothing of the worker's pace.
+    timed: bool,
+}
 
 /// One slot or evaluation chunk.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Item {
-    /// Workers that compute or deliver it, and since when.
-    holders: Vec<(Member, u64)>,
+    /// Workers that compute or deliver it.
+    holders: Vec<Holder>,
     /// Who delivered it first.
     done: Option<Member>,
 }
@@ -25,20 +42,56 @@ impl Item {
     pub(super) fn workers(&self) -> Vec<Member> {
         match self.done {
             Some(worker) => vec![worker],
-            None => self.holders.iter().map(|(holder, _)| *holder).collect(),
+            None => self.holders.iter().map(|holder| holder.member).collect(),
         }
+    }
+
+    fn is_held_by(&self, member: Member) -> bool {
+        self.holders.iter().any(|holder| holder.member == member)
     }
 
     fn waits_for(&self, member: Member) -> bool {
-        self.done.is_none() && self.holders.iter().any(|(holder, _)| *holder == member)
+        self.done.is_none() && self.is_held_by(member)
     }
 
-    /// Its only holder, if that has had it since `since_ms` or longer.
-    fn sole_holder(&self, since_ms: u64) -> Option<Member> {
-        match (self.done, self.holders.as_slice()) {
-            (None, [(holder, since)]) if *since <= since_ms => Some(*holder),
-            _ => None,
+    /// Whether all its holders have had it for longer than they should take.
+    fn is_late(&self, now_ms: u64, patience_ms: &BTreeMap<Member, u64>) -> bool {
+        self.done.is_none()
+            && (1..HOLDERS_MAX).contains(&self.holders.len())
+            && self.holders.iter().all(|holder| {
+                patience_ms
+                    .get(&holder.member)
+                    .is_some_and(|patience_ms| now_ms >= holder.since_ms + patience_ms)
+            })
+    }
+}
+
+/// How fast a worker is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pace {
+    /// Time per slot, mean of the latest, once one was seen.
+    slot_ms: Option<f64>,
+    /// When it got or delivered something last.
+    since_ms: u64,
+}
+
+impl Pace {
+    fn observe(&mut self, now_ms: u64, num_slots: u64) {
+        let slot_ms = self.slot_ms_at(now_ms, num_slots);
+        self.slot_ms = Some(self.slot_ms.map_or(slot_ms, |mean| (mean + slot_ms) / 2.0));
+        self.since_ms = now_ms;
+    }
+
+    /// It takes at least as long as it has had for slots that others delivered first.
+    fn observe_lost(&mut self, now_ms: u64, num_slots: u64) {
+        let slot_ms = self.slot_ms_at(now_ms, num_slots);
+        if self.slot_ms.is_some_and(|mean| mean < slot_ms) {
+            self.observe(now_ms, num_slots);
         }
+    }
+
+    fn slot_ms_at(&self, now_ms: u64, num_slots: u64) -> f64 {
+        (now_ms.saturating_sub(self.since_ms) as f64 / num_slots.max(1) as f64).max(1.0)
     }
 }
 
@@ -48,14 +101,6 @@ fn indices(items: &[Item], pick: impl Fn(&Item) -> bool) -> Vec<u32> {
         .filter(|(_, item)| pick(item))
         .map(|(index, _)| index)
         .collect()
-}
-
-/// Part `part` of `all` in `parts` contiguous, near-equal parts, the longer ones first.
-fn share(all: &[u32], part: usize, parts: usize) -> &[u32] {
-    let (base, extra) = (all.len() / parts, all.len() % parts);
-    let start = part * base + part.min(extra);
-    let end = start + base + usize::from(part < extra);
-    &all[start..end]
 }
 
 impl<N: Numerics> Coordinator<N> {
@@ -77,9 +122,9 @@ impl<N: Numerics> Coordinator<N> {
         self.tend_audits(now_ms);
     }
 
-    /// Leases free tasks over all workers, in contiguous ranges; the least busy ones get the larger shares.
+    /// Leases free tasks over all workers, in contiguous ranges; the quick and the least busy ones get the larger shares.
     fn assign_free(&mut self, now_ms: u64) {
-        if self.phase != Phase::Training {
+        if self.phase != Phase::Training || self.is_held() {
             return;
         }
         let chunks = indices(&self.work.chunks, Item::is_free);
@@ -87,21 +132,153 @@ impl<N: Numerics> Coordinator<N> {
         if chunks.is_empty() && slots.is_empty() {
             return;
         }
+        let usual_ms = self.usual_slot_ms().unwrap_or(1.0);
         let mut workers: Vec<(usize, Member)> = self
-            .trusted_workers()
+            .lessees()
             .into_iter()
             .map(|worker| (self.outstanding(worker).len(), worker))
             .collect();
         workers.sort();
-        let count = workers.len();
-        for (part, (_, worker)) in workers.into_iter().enumerate() {
-            let chunks = share(&chunks, part, count).iter().copied();
-            let slots = share(&slots, part, count).iter().copied();
+        let load: Vec<Load> = workers
+            .iter()
+            .map(|(outstanding, worker)| {
+                let slot_ms = self.slot_ms(*worker).unwrap_or(usual_ms);
+                Load {
+                    busy_ms: *outstanding as f64 * slot_ms,
+                    slot_ms,
+                }
+            })
+            .collect();
+        let workers: Vec<Member> = workers.into_iter().map(|(_, worker)| worker).collect();
+        self.lease_shares(now_ms, &workers, &load, &chunks, &slots);
+        self.probe(now_ms, &workers);
+    }
+
+    /// Who may be leased something: workers that stay, or, for the evaluation of the last version, whoever is left.
+    fn lessees(&self) -> Vec<Member> {
+        let staying = self.staying(Role::Worker);
+        if staying.is_empty() && self.is_last(self.work.step) {
+            self.trusted_workers()
+        } else {
+            staying
+        }
+    }
+
+    /// Leases contiguous shares.
+    fn lease_shares(
+        &mut self,
+        now_ms: u64,
+        workers: &[Member],
+        load: &[Load],
+        chunks: &[u32],
+        slots: &[u32],
+    ) {
+        let mut chunks = shares::split(chunks, load).into_iter();
+        let mut slots = shares::split(slots, load).into_iter();
+        for worker in workers {
+            let chunks = chunks.next().unwrap_or_default();
+            let slots = slots.next().unwrap_or_default();
             let tasks: Vec<Task> = chunks
+                .iter()
+                .copied()
                 .map(Task::Evaluate)
-                .chain(slots.map(Task::Slot))
+                .chain(slots.iter().copied().map(Task::Slot))
                 .collect();
-            self.lease(now_ms, worker, tasks);
+            self.lease(now_ms, *worker, tasks);
+        }
+    }
+
+    /// Workers that were too slow for a share get a slot that somebody else computes too, now and then: who delivers in time gets its
+    /// share back.
+    fn probe(&mut self, now_ms: u64, workers: &[Member]) {
+        let step = self.work.step.0;
+        for worker in workers {
+            let is_due = (step + u64::from(worker.index)).is_multiple_of(PROBE_STEPS);
+            if !is_due || self.has_part(*worker) || self.slot_ms(*worker).is_none() {
+                continue;
+            }
+            let slots = indices(&self.work.slots, |item| {
+                item.done.is_none() && item.holders.len() == 1
+            });
+            if let Some(slot) = slots.last() {
+                self.lease(now_ms, *worker, vec![Task::Slot(*slot)]);
+            }
+        }
+    }
+
+    fn slot_ms(&self, worker: Member) -> Option<f64> {
+        self.peers
+            .get(&(worker.role, worker.index))
+            .and_then(|peer| peer.pace.slot_ms)
+    }
+
+    /// Median time per slot of the workers that are there, the lower one of two.
+    fn usual_slot_ms(&self) -> Option<f64> {
+        let mut known: Vec<f64> = self
+            .peers
+            .values()
+            .filter_map(|peer| peer.pace.slot_ms)
+            .collect();
+        known.sort_by(f64::total_cmp);
+        known.get(known.len().saturating_sub(1) / 2).copied()
+    }
+
+    /// How long each worker may take for what it holds: half as much again as it should, and one slot more. As long as nobody has
+    /// delivered anything, the configured time.
+    fn patience_ms(&self) -> BTreeMap<Member, u64> {
+        let usual_ms = self.usual_slot_ms();
+        let patience_ms = |worker: Member| {
+            let Some(usual_ms) = usual_ms else {
+                return self.config.lease_ms;
+            };
+            let items = self.work.slots.iter().chain(&self.work.chunks);
+            let held = items.filter(|item| item.is_held_by(worker)).count() as f64;
+            let own_ms = self.slot_ms(worker).unwrap_or(usual_ms);
+            let slot_ms = own_ms.clamp(usual_ms, 3.0 * usual_ms);
+            ((1.5 * (held * slot_ms + usual_ms)) as u64).max(self.config.resend_ms)
+        };
+        self.live(Role::Worker)
+            .into_iter()
+            .map(|worker| (worker, patience_ms(worker)))
+            .collect()
+    }
+
+    /// How long a worker will need for what it has not delivered, if its pace is known.
+    pub(super) fn outstanding_ms(&self, worker: Member) -> Option<f64> {
+        let slot_ms = self.slot_ms(worker)?;
+        Some(self.outstanding(worker).len() as f64 * slot_ms)
+    }
+
+    /// Whether a worker has delivered all that it was leased.
+    pub(super) fn is_idle(&self, worker: Member) -> bool {
+        self.outstanding(worker).is_empty()
+    }
+
+    /// Whether a worker holds or has delivered something of the open step.
+    pub(super) fn has_part(&self, worker: Member) -> bool {
+        self.work
+            .slots
+            .iter()
+            .chain(&self.work.chunks)
+            .any(|item| item.is_held_by(worker) || item.done == Some(worker))
+            || self.work.audits.outstanding(worker).next().is_some()
+    }
+
+    /// The step is decided: who has not delivered what it was leased is at least as slow as that.
+    pub(super) fn measure_losers(&mut self, now_ms: u64) {
+        for worker in self.live(Role::Worker) {
+            let untimed = |holder: &Holder| holder.member == worker && !holder.timed;
+            let lost = self
+                .work
+                .slots
+                .iter()
+                .filter(|item| item.holders.iter().any(untimed))
+                .count() as u64;
+            if lost > 0
+                && let Some(peer) = self.peers.get_mut(&(worker.role, worker.index))
+            {
+                peer.pace.observe_lost(now_ms, lost);
+            }
         }
     }
 
@@ -117,13 +294,21 @@ impl<N: Numerics> Coordinator<N> {
         if tasks.is_empty() {
             return;
         }
+        let is_idle = self.outstanding(worker).is_empty();
         for task in &tasks {
             if let Some(item) = self.item(*task) {
-                item.holders.push((worker, now_ms));
+                item.holders.push(Holder {
+                    member: worker,
+                    since_ms: now_ms,
+                    timed: false,
+                });
             }
         }
         let resend_ms = self.config.resend_ms;
         if let Some(peer) = self.peers.get_mut(&(worker.role, worker.index)) {
+            if is_idle {
+                peer.pace.since_ms = now_ms;
+            }
             peer.lease_retry = Retry::new(now_ms, resend_ms);
         }
         self.send_lease(worker, tasks);
@@ -157,13 +342,18 @@ impl<N: Numerics> Coordinator<N> {
         }
         for (slot, item) in (0..).zip(self.work.slots.iter_mut()) {
             if item.is_free() && held.iter().any(|range| range.contains(slot)) {
-                item.holders.push((worker, now_ms));
+                item.holders.push(Holder {
+                    member: worker,
+                    since_ms: now_ms,
+                    timed: true,
+                });
             }
         }
     }
 
     pub(super) fn on_delivered(
         &mut self,
+        now_ms: u64,
         from: Member,
         view: ViewId,
         step: Step,
@@ -180,6 +370,25 @@ impl<N: Numerics> Coordinator<N> {
             if range.contains(slot) && item.done.is_none() {
                 item.done = Some(from);
             }
+        }
+        self.measure(now_ms, from, range);
+    }
+
+    /// A delivery tells how fast the worker is; what it had computed for an earlier leader, or says again, does not.
+    fn measure(&mut self, now_ms: u64, from: Member, range: SlotRange) {
+        let mut num_slots = 0;
+        for (slot, item) in (0..).zip(self.work.slots.iter_mut()) {
+            for holder in &mut item.holders {
+                if range.contains(slot) && holder.member == from && !holder.timed {
+                    holder.timed = true;
+                    num_slots += 1;
+                }
+            }
+        }
+        if num_slots > 0
+            && let Some(peer) = self.peers.get_mut(&(from.role, from.index))
+        {
+            peer.pace.observe(now_ms, num_slots);
         }
     }
 
@@ -204,6 +413,9 @@ impl<N: Numerics> Coordinator<N> {
         };
         item.done = Some(from);
         loss.get_or_insert((loss_sum, tokens));
+        if let Some(peer) = self.peers.get_mut(&(from.role, from.index)) {
+            peer.pace.since_ms = now_ms;
+        }
         if !self.is_evaluated() {
             return;
         }
@@ -232,16 +444,22 @@ impl<N: Numerics> Coordinator<N> {
 
     /// A worker is gone: what it had not delivered is leased again at once.
     pub(super) fn release_worker(&mut self, now_ms: u64, worker: Member) {
+        self.work.audits.release(worker);
+        self.hand_over(now_ms, worker);
+    }
+
+    /// A worker will not be done in time: the slots and chunks that it has not delivered are leased to others at once. Its audits stay:
+    /// there may be nobody else to ask, and those that are late are leased again in any case.
+    pub(super) fn hand_over(&mut self, now_ms: u64, worker: Member) {
         self.drop_leases(worker);
         self.assign(now_ms);
     }
 
     fn drop_leases(&mut self, worker: Member) {
-        self.work.audits.release(worker);
         let waits = |item: &Item| item.waits_for(worker);
         let before = indices(&self.work.slots, waits);
         for item in self.work.slots.iter_mut().chain(&mut self.work.chunks) {
-            item.holders.retain(|(holder, _)| *holder != worker);
+            item.holders.retain(|holder| holder.member != worker);
         }
         let freed: Vec<u32> = before
             .into_iter()
@@ -252,6 +470,7 @@ impl<N: Numerics> Coordinator<N> {
 
     /// A worker is trusted no more: neither what it has nor what it delivered counts.
     pub(super) fn drop_worker(&mut self, worker: Member) {
+        self.work.audits.release(worker);
         self.drop_leases(worker);
         let slots = indices(&self.work.slots, |item| {
             item.done.is_some_and(|done| done.same_actor(&worker))
@@ -287,7 +506,11 @@ impl<N: Numerics> Coordinator<N> {
             };
             if is_live(peers, worker) {
                 item.done = None;
-                item.holders = vec![(worker, now_ms)];
+                item.holders = vec![Holder {
+                    member: worker,
+                    since_ms: now_ms,
+                    timed: true,
+                }];
             } else {
                 doubt = true;
             }
@@ -342,29 +565,38 @@ impl<N: Numerics> Coordinator<N> {
                 self.send_lease(worker, tasks);
             }
         }
-        let Some(since_ms) = now_ms.checked_sub(self.config.lease_ms) else {
-            return;
-        };
-        for helper in idle {
-            let slow = self
-                .work
-                .chunks
-                .iter()
-                .chain(&self.work.slots)
-                .find_map(|item| item.sole_holder(since_ms));
-            let Some(slow) = slow else {
-                return;
-            };
-            let held = |item: &Item| item.sole_holder(since_ms) == Some(slow);
-            let chunks = indices(&self.work.chunks, held);
-            let slots = indices(&self.work.slots, held);
-            let tasks = chunks
-                .into_iter()
-                .map(Task::Evaluate)
-                .chain(slots.iter().copied().map(Task::Slot))
-                .collect();
-            self.count_again(slots, slow, false);
-            self.lease(now_ms, helper, tasks);
+        idle.retain(|worker| !self.draining.contains_key(worker));
+        if !idle.is_empty() {
+            self.lease_again(now_ms, &idle);
         }
+    }
+
+    /// Leases late tasks to idle workers too; the first result wins.
+    fn lease_again(&mut self, now_ms: u64, idle: &[Member]) {
+        let patience_ms = self.patience_ms();
+        let late = |item: &Item| item.is_late(now_ms, &patience_ms);
+        let chunks = indices(&self.work.chunks, late);
+        let slots = indices(&self.work.slots, late);
+        if chunks.is_empty() && slots.is_empty() {
+            return;
+        }
+        let mut slow: BTreeMap<Member, Vec<u32>> = BTreeMap::new();
+        for slot in &slots {
+            if let Some(holder) = self.work.slots[*slot as usize].holders.first() {
+                slow.entry(holder.member).or_default().push(*slot);
+            }
+        }
+        for (worker, slots) in slow {
+            self.count_again(slots, worker, false);
+        }
+        let usual_ms = self.usual_slot_ms().unwrap_or(1.0);
+        let load: Vec<Load> = idle
+            .iter()
+            .map(|worker| Load {
+                busy_ms: 0.0,
+                slot_ms: self.slot_ms(*worker).unwrap_or(usual_ms),
+            })
+            .collect();
+        self.lease_shares(now_ms, idle, &load, &chunks, &slots);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::checkpoint::Checkpoint;
+use super::drain::Drain;
 use super::members::Peer;
 use super::step::{Decided, Work};
 use super::{CoordinatorConfig, Effect, Event, Note};
@@ -73,6 +74,16 @@ pub struct Coordinator<N: Numerics> {
     /// Version evaluated last in this epoch.
     pub(super) evaluated: Option<Step>,
     pub(super) slots_recomputed: u64,
+    /// Members that shall leave.
+    pub(super) draining: BTreeMap<Member, Drain>,
+    /// The next version is checkpointed, due or not.
+    pub(super) checkpoint_next: bool,
+    /// The version to stop at, if nobody can take what draining shards hold.
+    pub(super) hold: Option<Step>,
+    /// When the open step began.
+    pub(super) step_since_ms: u64,
+    /// How long steps take.
+    pub(super) step_ms: Option<f64>,
     heartbeat_due_ms: u64,
     pulse: Pulse,
     pub(super) out: Vec<Effect<N>>,
@@ -113,6 +124,11 @@ impl<N: Numerics> Coordinator<N> {
             logged: Step::default(),
             evaluated: None,
             slots_recomputed: 0,
+            draining: BTreeMap::new(),
+            checkpoint_next: false,
+            hold: None,
+            step_since_ms: 0,
+            step_ms: None,
             heartbeat_due_ms: 0,
             out: Vec::new(),
         }
@@ -191,6 +207,14 @@ impl<N: Numerics> Coordinator<N> {
                     self.lose(now_ms, member);
                 }
             }
+            Event::Drain {
+                members,
+                seconds_left,
+            } => {
+                if self.is_leading() {
+                    self.on_drain(now_ms, members, seconds_left);
+                }
+            }
             Event::ManifestCommitted { version } => {
                 if self.is_leading() {
                     self.on_manifest_committed(now_ms, version);
@@ -258,6 +282,10 @@ impl<N: Numerics> Coordinator<N> {
         self.checkpoints.clear();
         self.logged = Step::default();
         self.evaluated = None;
+        self.draining.clear();
+        self.checkpoint_next = false;
+        self.hold = None;
+        self.step_ms = None;
         self.pulse.stop();
     }
 
@@ -332,7 +360,7 @@ impl<N: Numerics> Coordinator<N> {
             Message::Hello { status, .. } => self.on_hello(now_ms, from, status),
             Message::ViewReady { view } => self.on_view_ready(now_ms, from, view),
             Message::Delivered { view, step, range } => {
-                self.on_delivered(from, view, step, range);
+                self.on_delivered(now_ms, from, view, step, range);
             }
             Message::Evaluated {
                 step,
@@ -397,6 +425,7 @@ impl<N: Numerics> Coordinator<N> {
             self.settle_audits(now_ms);
             self.tend_audits(now_ms);
             self.tend_checkpoints(now_ms);
+            self.tend_drain(now_ms);
         }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::Note;
+use super::leases::Pace;
 use super::machine::{Coordinator, Phase};
-use super::{Note, placement};
+use super::placement::{Moment, Rules};
 use crate::ids::{BlockId, Member, Role, Step};
 use crate::message::{Message, Numerics, Placement, Status, View, ViewId};
 use crate::retry::Retry;
@@ -19,7 +21,12 @@ pub(super) struct Peer {
     view_retry: Retry,
     /// Repeats the lease while tasks are outstanding.
     pub(super) lease_retry: Retry,
+    /// How fast it is, if it is a worker.
+    pub(super) pace: Pace,
 }
+
+/// Blocks that are moved at once when shards join or leave, so that the wire is not full of them.
+const MOVES_MAX: usize = 8;
 
 /// How much a status tells: of two from one life in one epoch, the one that tells more is the later one.
 fn weight(status: &Status) -> u64 {
@@ -46,6 +53,22 @@ impl<N: Numerics> Coordinator<N> {
             .map(|peer| peer.member)
             .filter(|member| member.role == role)
             .collect()
+    }
+
+    /// Members of a role that are trusted and not about to leave.
+    pub(super) fn staying(&self, role: Role) -> Vec<Member> {
+        let mut members = self.live(role);
+        members
+            .retain(|member| !self.draining.contains_key(member) && !self.is_quarantined(*member));
+        members
+    }
+
+    pub(super) fn rules(&self) -> Rules<'_> {
+        Rules {
+            replication: self.config.replication,
+            domains: &self.config.shard_domains,
+            draining: self.draining.keys().copied().collect(),
+        }
     }
 
     pub(super) fn is_live(&self, member: Member) -> bool {
@@ -99,6 +122,7 @@ impl<N: Numerics> Coordinator<N> {
                 view: None,
                 view_retry: Retry::new(now_ms, resend_ms),
                 lease_retry: Retry::new(now_ms, resend_ms),
+                pace: Pace::default(),
             });
         if self.phase == Phase::Gathering {
             let tells_more = peer
@@ -169,7 +193,7 @@ impl<N: Numerics> Coordinator<N> {
                     .zip(&placements)
                     .all(|(old, new)| old.primary == new.primary)
         });
-        let degraded = placement::degraded(&placements, self.config.replication);
+        let degraded = self.rules().degraded(&placements);
         self.view = Some(View {
             epoch: self.epoch,
             number: self.view_number,
@@ -237,7 +261,15 @@ impl<N: Numerics> Coordinator<N> {
         };
         self.peers.remove(&actor);
         self.loaded.remove(&known);
-        self.note(Note::MemberLost { member: known });
+        let released = self
+            .draining
+            .remove(&known)
+            .is_some_and(|drain| drain.is_released());
+        self.note(if released {
+            Note::MemberLeft { member: known }
+        } else {
+            Note::MemberLost { member: known }
+        });
         if !matches!(self.phase, Phase::Restoring | Phase::Training) {
             return;
         }
@@ -256,7 +288,7 @@ impl<N: Numerics> Coordinator<N> {
         {
             return;
         }
-        let removal = placement::remove(&mut placements, lost);
+        let removal = self.rules().remove(&mut placements, lost);
         if !removal.orphaned.is_empty() {
             // Nobody has those blocks any more: back to the checkpoint, with whoever is there after a moment.
             return self.gather(now_ms, false);
@@ -272,10 +304,10 @@ impl<N: Numerics> Coordinator<N> {
 
     fn join_shard(&mut self, now_ms: u64, joined: Member) {
         let mut placements = self.placements();
-        let num_shards = self.live(Role::Shard).len();
-        let fills = placement::add_joining(&mut placements, &[joined], self.config.replication);
-        let shares = placement::take_share(&mut placements, joined, num_shards);
-        if fills || shares {
+        let rules = self.rules();
+        let fills = rules.fill(&mut placements, &[joined]);
+        let moves = rules.rebalance(&mut placements, &self.live(Role::Shard), MOVES_MAX);
+        if fills || moves {
             self.republish(now_ms, placements);
         } else {
             self.send_view(now_ms, joined);
@@ -285,18 +317,27 @@ impl<N: Numerics> Coordinator<N> {
     /// Blocks that lack replicas for a while get them on shards that have others already; lost shards had their time to return.
     pub(super) fn repair_placement(&mut self, now_ms: u64) {
         let mut placements = self.placements();
-        let shards = self.live(Role::Shard);
-        if placement::degraded(&placements, self.config.replication).is_none() {
+        let rules = self.rules();
+        if rules.degraded(&placements).is_none() {
             self.degraded_since_ms = None;
-            return;
-        }
-        let since_ms = *self.degraded_since_ms.get_or_insert(now_ms);
-        if now_ms >= since_ms.saturating_add(self.config.gather_ms)
-            && placement::add_joining(&mut placements, &shards, self.config.replication)
-        {
-            return self.republish(now_ms, placements);
+        } else {
+            let since_ms = self.degraded_since_ms.unwrap_or(now_ms);
+            if now_ms >= since_ms.saturating_add(self.config.gather_ms)
+                && rules.fill(&mut placements, &self.live(Role::Shard))
+            {
+                return self.republish(now_ms, placements);
+            }
+            self.degraded_since_ms = Some(since_ms);
         }
         self.promote_seeded(now_ms);
+    }
+
+    /// Members that are about to leave have others take their place in every block, at once.
+    pub(super) fn seed_elsewhere(&mut self, now_ms: u64) {
+        let mut placements = self.placements();
+        if self.rules().fill(&mut placements, &self.live(Role::Shard)) {
+            self.republish(now_ms, placements);
+        }
     }
 
     /// A joining replica follows the log. At the version of the open step it is as good as any other.
@@ -344,16 +385,32 @@ impl<N: Numerics> Coordinator<N> {
             }
         }
         for (member, blocks) in blocks_by_member {
-            placement::trim(&mut placements, member, self.config.replication);
             self.note(Note::BackupSeeded { member, blocks });
         }
+        self.trim(&mut placements, Moment::WithinStep);
+        self.rules()
+            .rebalance(&mut placements, &self.live(Role::Shard), MOVES_MAX);
         self.republish(now_ms, placements);
     }
 
-    /// Between two steps, when every backup is as good as its primary and nothing is in flight: spreads primaries evenly.
-    pub(super) fn balance_primaries(&mut self, now_ms: u64) {
-        let mut placements = self.placements();
-        if placement::balance(&mut placements) {
+    fn trim(&mut self, placements: &mut [Placement], moment: Moment) {
+        let num_staying = self.staying(Role::Shard).len();
+        let moved = self.rules().trim(placements, moment, num_staying);
+        for (member, count) in moved {
+            if let Some(drain) = self.draining.get_mut(&member) {
+                drain.num_moved += count;
+            }
+        }
+    }
+
+    /// Between two steps, when every backup is as good as its primary and nothing is in flight: takes surplus replicas out and spreads
+    /// primaries evenly. (Within a step workers would have to say their partial sums again.)
+    pub(super) fn settle_placement(&mut self, now_ms: u64) {
+        let before = self.placements();
+        let mut placements = before.clone();
+        self.trim(&mut placements, Moment::BetweenSteps);
+        self.rules().balance(&mut placements);
+        if placements != before {
             self.republish(now_ms, placements);
         }
     }

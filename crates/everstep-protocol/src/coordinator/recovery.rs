@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::machine::{Coordinator, Phase};
-use super::{Effect, Note, placement};
+use super::{Effect, Note};
 use crate::ids::{Lineage, Member, Role, Step};
 use crate::message::{BlockStatus, Decision, GradientReport, Numerics, Repair, Status, ViewId};
 use crate::retry::Retry;
@@ -198,9 +198,9 @@ impl<N: Numerics> Coordinator<N> {
                 recompute: false,
             });
         }
-        let mut placements = placement::over(&plan.full, self.config.replication);
-        let shards = self.live(Role::Shard);
-        placement::add_joining(&mut placements, &shards, self.config.replication);
+        let rules = self.rules();
+        let mut placements = rules.over(&plan.full);
+        rules.fill(&mut placements, &self.live(Role::Shard));
         self.phase = Phase::Training;
         let restored_from = self.committed;
         self.publish(now_ms, placements, restored_from);
@@ -241,8 +241,7 @@ impl<N: Numerics> Coordinator<N> {
             GATHERINGS_BEFORE_SEEKING * self.config.gather_ms,
         ));
         let shards = self.live(Role::Shard);
-        let placements =
-            placement::initial(self.config.num_blocks, &shards, self.config.replication);
+        let placements = self.rules().initial(self.config.num_blocks, &shards);
         let restored_from = self.committed;
         self.publish(now_ms, placements, restored_from);
     }
@@ -298,6 +297,7 @@ impl<N: Numerics> Coordinator<N> {
         let step = self.work.step;
         let epoch = self.epoch;
         self.note(Note::Resumed { epoch, step });
+        self.hold = self.hold.filter(|_| self.is_stranded());
         self.open(now_ms, step);
         self.begin_checkpoint_here(now_ms);
         self.try_commit(step);
@@ -305,7 +305,7 @@ impl<N: Numerics> Coordinator<N> {
 
     /// Opens the step with what workers already hold of it.
     fn open(&mut self, now_ms: u64, step: Step) {
-        self.prepare_step(step);
+        self.prepare_step(now_ms, step);
         let held: Vec<(Member, Status)> = self
             .peers
             .values_mut()

@@ -46,7 +46,8 @@ impl<N: Numerics> Coordinator<N> {
     }
 
     /// Opens the step; its tasks are free.
-    pub(super) fn prepare_step(&mut self, step: Step) {
+    pub(super) fn prepare_step(&mut self, now_ms: u64, step: Step) {
+        self.step_since_ms = now_ms;
         let last = self.is_last(step);
         let every = self.config.evaluate_every;
         let is_due = every > 0 && (last || step.0.is_multiple_of(every));
@@ -99,12 +100,16 @@ impl<N: Numerics> Coordinator<N> {
         let step = self.work.step;
         if self.phase != Phase::Training
             || self.is_last(step)
+            || self.is_held()
             || !self.is_reduced()
             || !self.is_evaluated()
             || !self.is_audited()
         {
             return;
         }
+        self.measure_losers(now_ms);
+        let took_ms = now_ms.saturating_sub(self.step_since_ms) as f64;
+        self.step_ms = Some(self.step_ms.map_or(took_ms, |mean| (mean + took_ms) / 2.0));
         let reports: Vec<GradientReport> = self.work.reduced.values().copied().collect();
         let decision = self.numerics.decide(step, &reports);
         self.log_step(step, decision);
@@ -115,10 +120,11 @@ impl<N: Numerics> Coordinator<N> {
             step: step.next(),
             ..Work::default()
         };
-        self.balance_primaries(now_ms);
-        self.prepare_step(step.next());
+        self.settle_placement(now_ms);
+        self.prepare_step(now_ms, step.next());
         self.assign(now_ms);
         self.try_commit(step.next());
+        self.tend_drain(now_ms);
     }
 
     /// Asks for the step's metrics line, once in an epoch.

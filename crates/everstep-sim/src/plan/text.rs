@@ -167,6 +167,7 @@ fn parts(action: &Action) -> (&'static str, Fields) {
             ("flap", vec![("for_ms", for_ms), ("period_ms", period_ms)])
         }
         Action::FalseSuspicion => ("false-suspicion", vec![]),
+        Action::Drain => ("drain", vec![]),
         Action::Drop { for_ms, permille } => {
             ("drop", vec![("for_ms", for_ms), ("permille", permille)])
         }
@@ -275,6 +276,7 @@ fn read_action(name: &str, values: &mut Values<'_>) -> Result<Action, String> {
             period_ms: number("period_ms")?,
         },
         "false-suspicion" => Action::FalseSuspicion,
+        "drain" => Action::Drain,
         "drop" => Action::Drop {
             for_ms: number("for_ms")?,
             permille: number("permille")?,

@@ -165,7 +165,11 @@ impl CoordinatorState {
                     reason,
                 });
             }
-            Note::MemberJoined { .. }
+            Note::MemberLeft { .. }
+            | Note::DrainStarted { .. }
+            | Note::DrainFinished { .. }
+            | Note::DrainHolds { .. }
+            | Note::MemberJoined { .. }
             | Note::Degraded { .. }
             | Note::Resumed { .. }
             | Note::CheckpointCommitted { .. } => {}
