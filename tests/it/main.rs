@@ -8,6 +8,7 @@
 mod agent;
 mod audit;
 mod bad_input;
+mod chaos;
 mod kills;
 mod nodes;
 mod resume;

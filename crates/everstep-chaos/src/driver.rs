@@ -10,10 +10,12 @@ use everstep_cluster::{RunDir, Topology};
 use everstep_protocol::random::{Purpose, Stream};
 
 use crate::ChaosError;
+use crate::proxy::udp::UdpProxies;
 use crate::record::{Commit, FaultRecord, Life};
 use crate::scenario::Scenario;
 
 mod agent;
+mod network;
 mod observer;
 mod ongoing;
 mod phase;
@@ -62,6 +64,8 @@ pub(crate) struct Driver<'a> {
     topology: &'a Topology,
     run_dir: RunDir,
     store: Option<PathBuf>,
+    /// Between the processes, if a fault needs them.
+    proxies: Option<UdpProxies>,
     observer: Observer,
     agent: AgentChild,
     random: Stream,
@@ -76,6 +80,7 @@ impl<'a> Driver<'a> {
     pub(crate) fn run(
         scenario: &'a Scenario,
         topology: &'a Topology,
+        proxies: Option<UdpProxies>,
         command: TrainCommand,
         seed: u64,
         say: &mut dyn FnMut(&str),
@@ -83,6 +88,7 @@ impl<'a> Driver<'a> {
         let origin = SystemTime::now();
         let run_dir = RunDir::new(&command.run_dir);
         let mut driver = Self {
+            proxies,
             observer: Observer::new(run_dir.clone(), origin),
             store: command.store.clone(),
             agent: AgentChild::start(command, topology)?,

@@ -2,6 +2,7 @@
 //!
 //! - `scenario`: the file: workload, faults, storm, checks
 //! - `run`: a scenario from beginning to end
+//! - `simulate`: the same file in the simulator
 //! - `driver`: strikes a run on real processes when a fault is due
 //! - `process`: what the system says of a process
 //! - `proxy`: bad links between processes
@@ -22,9 +23,11 @@ pub mod report;
 pub mod resources;
 mod run;
 pub mod scenario;
+mod simulate;
 
 pub use driver::{Observed, TrainCommand};
 pub use run::{RunOptions, run};
+pub use simulate::{SimulatedKind, SimulationReport, simulate};
 
 /// Why a scenario could not be run.
 #[derive(Debug, thiserror::Error)]

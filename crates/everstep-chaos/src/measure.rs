@@ -6,13 +6,14 @@ use everstep_telemetry::{Event, EventRecord};
 use serde::Serialize;
 
 use crate::driver::Observed;
-use crate::record::{Commit, FaultRecord};
+use crate::record::Commit;
+
+mod matching;
+
+pub use matching::{FaultReport, faults};
 
 /// The gap between commits that follows a fault is looked for in this time after it, in seconds, if no other fault comes first.
 const GAP_WINDOW_SECONDS: f64 = 10.0;
-
-/// An event that comes later than this after the end of a fault tells of something else, in seconds.
-const LATE_SECONDS: f64 = 1.0;
 
 /// Median and maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -40,24 +41,6 @@ impl Spread {
     }
 }
 
-/// A fault and what came of it.
-#[derive(Debug, Clone, Serialize)]
-pub struct FaultReport {
-    /// The fault.
-    #[serde(flatten)]
-    pub record: FaultRecord,
-    /// Until the first event that names a victim.
-    pub detection_seconds: Option<f64>,
-    /// The kind of that event.
-    pub detected_by: Option<String>,
-    /// Until the first commit after the detection, or after the fault if nothing tells of it.
-    pub recovery_seconds: Option<f64>,
-    /// The longest time between two commits that this fault was in or right before.
-    pub gap_seconds: Option<f64>,
-    /// Whether the run went on: a step was committed, and whoever was killed was replaced.
-    pub recovered: bool,
-}
-
 /// Faults of one kind and target.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct KindReport {
@@ -73,77 +56,6 @@ pub struct KindReport {
     pub recovery_seconds: Option<Spread>,
     /// Gap between commits.
     pub gap_seconds: Option<Spread>,
-}
-
-/// Measures every fault.
-#[must_use]
-pub fn faults(observed: &Observed) -> Vec<FaultReport> {
-    let finished = observed.failure.is_none();
-    let measured = observed.faults.iter().map(|record| {
-        let detected = detection(record, &observed.events);
-        let noticed_at = detected.as_ref().map_or(record.at, |(at, _)| *at);
-        let commit = observed
-            .commits
-            .iter()
-            .find(|commit| commit.at > noticed_at);
-        let next_fault = observed
-            .faults
-            .iter()
-            .map(|other| other.at)
-            .find(|at| *at > record.at);
-        let recovery = commit.map(|commit| commit.at - record.at);
-        let is_killed = record.kind == "kill";
-        let went_on = recovery.is_some() || finished;
-        FaultReport {
-            detection_seconds: detected.as_ref().map(|(at, _)| at - record.at),
-            detected_by: detected.map(|(_, kind)| kind),
-            recovery_seconds: recovery.filter(|_| record.happened),
-            gap_seconds: gap(record.at, next_fault, &observed.commits).filter(|_| record.happened),
-            recovered: record.happened
-                && went_on
-                && (!is_killed || record.is_replaced() || finished),
-            record: record.clone(),
-        }
-    });
-    measured.collect()
-}
-
-/// The first event after the fault that tells of a victim's trouble, and its kind.
-fn detection(record: &FaultRecord, events: &[(f64, EventRecord)]) -> Option<(f64, String)> {
-    events
-        .iter()
-        .filter(|(at, _)| {
-            *at >= record.at && *at <= record.until.unwrap_or(f64::INFINITY) + LATE_SECONDS
-        })
-        .find(|(_, event)| tells_of(record, event))
-        .map(|(at, event)| (*at, kind(event)))
-}
-
-fn tells_of(record: &FaultRecord, event: &EventRecord) -> bool {
-    // An injection's own event is the fault, not its discovery.
-    if matches!(
-        event.event,
-        Event::FaultInjected { .. }
-            | Event::ProcessAdopted { .. }
-            | Event::ProcessStarted { .. }
-            | Event::ProcessRestarted { .. }
-            | Event::ProcessStopped { .. }
-            | Event::BackupSeeded { .. }
-            | Event::ShardPromoted { .. }
-    ) {
-        return false;
-    }
-    let is_victim = |text: &str| record.victims.iter().any(|victim| victim.process == text);
-    if let Event::LeaderElected { process, .. } = &event.event {
-        // A new leader is how the loss of the old one shows, if the same one did not come back under a new epoch.
-        return record.label.contains("leader") && !is_victim(process);
-    }
-    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(event) else {
-        return false;
-    };
-    fields
-        .iter()
-        .any(|(name, value)| name != "kind" && value.as_str().is_some_and(is_victim))
 }
 
 /// An event's name in `events.jsonl`.
@@ -221,6 +133,21 @@ pub fn events(events: &[(f64, EventRecord)]) -> BTreeMap<String, usize> {
         *counts.entry(kind(event)).or_default() += 1;
     }
     counts
+}
+
+/// Deaths: processes that ended before the last commit, or members that were taken for lost or hung, whichever are more.
+#[must_use]
+pub fn deaths(observed: &Observed) -> usize {
+    let told = observed.events.iter().filter(|(_, event)| {
+        matches!(
+            event.event,
+            Event::ProcessLost { .. } | Event::ProcessHung { .. }
+        )
+    });
+    let last = observed.commits.last().map_or(0.0, |commit| commit.at);
+    let ended = observed.lives.iter();
+    let ended = ended.filter(|life| life.to.is_some_and(|to| to < last));
+    told.count().max(ended.count())
 }
 
 /// The processes whose workers were quarantined for lying, by name.

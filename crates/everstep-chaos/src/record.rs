@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::process::{Identity, Usage};
+use crate::proxy::link::LinkCounts;
 
 /// A step's commit, as `metrics.jsonl` tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -71,6 +72,8 @@ pub struct FaultRecord {
     pub victims: Vec<Victim>,
     /// Whether all of it really happened.
     pub happened: bool,
+    /// What the proxies did to the datagrams of its links, for a network fault that is over.
+    pub network: Option<LinkCounts>,
     /// What else there is to know, such as why it did not happen.
     pub note: Option<String>,
 }

@@ -64,6 +64,8 @@ pub struct Report {
     pub goodput: Option<Goodput>,
     /// Workers that were quarantined.
     pub quarantined: Vec<String>,
+    /// Processes that ended before the run was over, or were taken for dead.
+    pub deaths: usize,
     /// Share of the time in which workers were there.
     pub participation: Option<f64>,
     /// Events by kind.
@@ -117,6 +119,7 @@ impl Report {
             steps_recomputed: measure::steps_recomputed(&observed.events),
             goodput: results.goodput,
             quarantined: measure::quarantined(&observed.events),
+            deaths: measure::deaths(observed),
             participation: measure::participation(observed, results.num_workers),
             events: measure::events(&observed.events),
             resources: resources::lives(&observed.lives),
@@ -177,6 +180,13 @@ impl Report {
             demand(
                 detection.is_some_and(|detection| detection.max <= *max),
                 format!("{label}: detection took {detection:?}; allowed: {max} s"),
+            );
+        }
+        if let Some(max) = check.deaths_max {
+            let deaths = self.deaths;
+            demand(
+                deaths <= max,
+                format!("{deaths} processes ended or were taken for dead; allowed: {max}"),
             );
         }
         if let Some(min) = check.step_efficiency_min {

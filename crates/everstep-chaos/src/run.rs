@@ -9,6 +9,7 @@ use everstep_telemetry::MetricsLog;
 
 use crate::ChaosError;
 use crate::driver::{Driver, TrainCommand};
+use crate::proxy::udp::UdpProxies;
 use crate::report::{self, Digests, Report, Results};
 use crate::scenario::Scenario;
 
@@ -36,7 +37,7 @@ pub fn run(
     options: &RunOptions,
     say: &mut dyn FnMut(&str),
 ) -> Result<Report, ChaosError> {
-    let topology = scenario.topology()?;
+    let mut topology = scenario.topology()?;
     let run_dir =
         std::path::absolute(&options.run_dir).map_err(ChaosError::io("find", &options.run_dir))?;
     claim(&run_dir)?;
@@ -68,12 +69,24 @@ pub fn run(
         }
     };
     say("disturbed run");
-    let mut command = train("disturbed", Some(&scenario.workload.topology));
+    let (proxies, topology_file) = if scenario.needs_udp_proxy() {
+        let proxies = UdpProxies::start(&mut topology, options.seed)
+            .map_err(|error| ChaosError::Failed(format!("proxies cannot start: {error}")))?;
+        let path = run_dir.join("topology.toml");
+        let text = topology
+            .to_toml()
+            .map_err(|error| ChaosError::Failed(error.to_string()))?;
+        fs::write(&path, text).map_err(ChaosError::io("write", &path))?;
+        (Some(proxies), path)
+    } else {
+        (None, scenario.workload.topology.clone())
+    };
+    let mut command = train("disturbed", Some(&topology_file));
     if scenario.injects() {
         command.set.push("chaos.allow=true".to_owned());
     }
     let disturbed = command.run_dir.clone();
-    let observed = Driver::run(scenario, &topology, command, options.seed, say)?;
+    let observed = Driver::run(scenario, &topology, proxies, command, options.seed, say)?;
     let results = Results {
         undisturbed: Some(digests(&options.executable, &undisturbed)?),
         disturbed: match observed.failure {

@@ -11,7 +11,7 @@ mod raw;
 mod storm;
 
 pub use check::{Check, DigestCheck};
-pub use fault::{Action, Damage, Direction, Fault, Moment, Phase, Target};
+pub use fault::{Action, Damage, Direction, Fault, Moment, Phase, Target, Weather};
 pub use storm::{Spacing, Storm};
 
 /// What is wrong with a scenario file; one line that names the file, the field and what is allowed.
@@ -141,8 +141,7 @@ impl Scenario {
                 file: self.file.display().to_string(),
                 source,
             })?;
-        let storm = self.storm.iter().flat_map(|storm| &storm.faults);
-        for fault in self.faults.iter().chain(storm.map(|(_, fault)| fault)) {
+        for fault in self.all_faults() {
             fault
                 .target
                 .check(&topology)
@@ -157,11 +156,19 @@ impl Scenario {
 
     /// Whether a fault strikes inside a process, which the run file must allow.
     pub fn injects(&self) -> bool {
+        self.all_faults().any(|fault| fault.action.is_injected())
+    }
+
+    /// Whether a fault strikes links between processes, which must go through proxies then.
+    pub fn needs_udp_proxy(&self) -> bool {
+        self.all_faults()
+            .any(|fault| fault.action.needs_udp_proxy())
+    }
+
+    /// Single faults and those of the storm.
+    fn all_faults(&self) -> impl Iterator<Item = &Fault> {
         let storm = self.storm.iter().flat_map(|storm| &storm.faults);
-        self.faults
-            .iter()
-            .chain(storm.map(|(_, fault)| fault))
-            .any(|fault| fault.action.is_injected())
+        self.faults.iter().chain(storm.map(|(_, fault)| fault))
     }
 
     /// How many single faults are planned, repetitions counted.

@@ -266,6 +266,9 @@ pub(crate) struct ChaosRunArgs {
     /// Compares with this finished run instead of training undisturbed first.
     #[arg(long, value_name = "DIR")]
     pub(crate) undisturbed: Option<PathBuf>,
+    /// Runs the scenario in the simulator instead, in virtual time; writes nothing.
+    #[arg(long, conflicts_with_all = ["undisturbed", "run_dir"])]
+    pub(crate) simulate: bool,
     /// Prints the report as JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -22,6 +22,9 @@ pub(crate) fn run(command: ChaosCommand) -> anyhow::Result<()> {
 
 fn run_scenario(args: ChaosRunArgs) -> anyhow::Result<()> {
     let scenario = Scenario::read(&args.file).map_err(user)?;
+    if args.simulate {
+        return simulate(&scenario, &args);
+    }
     let run_dir = args.run_dir.clone().unwrap_or_else(|| {
         Path::new("runs").join(format!("chaos-{}-{}", scenario.name, args.seed))
     });
@@ -40,6 +43,18 @@ fn run_scenario(args: ChaosRunArgs) -> anyhow::Result<()> {
         "the scenario failed; see {}",
         run_dir.join("report.json").display()
     );
+    Ok(())
+}
+
+fn simulate(scenario: &Scenario, args: &ChaosRunArgs) -> anyhow::Result<()> {
+    let report = everstep_chaos::simulate(scenario, args.seed, &args.set).map_err(told)?;
+    let text = if args.json {
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        report.table()
+    };
+    write!(std::io::stdout().lock(), "{text}")?;
+    anyhow::ensure!(report.passed, "the simulated scenario failed");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use everstep_cluster::control::Injection;
 use nix::sys::signal::Signal;
 
 use super::Driver;
+use super::network::BadLinks;
 use crate::process::State;
 
 /// Death, or a stop, shows within this time, in seconds, or the fault had no effect.
@@ -36,6 +37,8 @@ pub(super) enum Todo {
     InTurn { left: Vec<String> },
     /// Put the store back then.
     RestoreStore { at: f64 },
+    /// Mend the links then.
+    MendLinks { at: f64, bad: Box<BadLinks> },
     /// Tell the victims to behave then.
     Calm { at: f64, calm: Injection },
     /// Nothing.
@@ -46,6 +49,11 @@ impl Ongoing {
     /// Whether the store is away because of it.
     pub(super) fn holds_store(&self) -> bool {
         matches!(self.todo, Todo::RestoreStore { .. })
+    }
+
+    /// Whether links are bad because of it.
+    pub(super) fn holds_links(&self) -> bool {
+        matches!(self.todo, Todo::MendLinks { .. })
     }
 }
 
@@ -111,7 +119,7 @@ impl Driver<'_> {
                 }
                 false
             }
-            Todo::RestoreStore { at } | Todo::Calm { at, .. } => {
+            Todo::RestoreStore { at } | Todo::Calm { at, .. } | Todo::MendLinks { at, .. } => {
                 if now < *at {
                     return false;
                 }
@@ -142,6 +150,7 @@ impl Driver<'_> {
                 }
                 self.faults[ongoing.record].until = Some(now);
             }
+            Todo::MendLinks { bad, .. } => self.mend_links(ongoing.record, bad, now),
             Todo::Calm { calm, .. } => {
                 let victims = self.faults[ongoing.record].victims.iter();
                 for victim in victims {

@@ -135,6 +135,7 @@ impl Schedule {
             step: 0,
             victims: Vec::new(),
             happened: false,
+            network: None,
             note: Some(reason),
         });
     }

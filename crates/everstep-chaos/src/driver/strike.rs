@@ -5,12 +5,12 @@ use std::fs;
 use everstep_cluster::control::{self, Injection, Reply, Request};
 use nix::sys::signal::Signal;
 
-use super::Driver;
 use super::observer::Alive;
 use super::ongoing::{Ongoing, Todo, away};
+use super::{Driver, network};
 use crate::process::{self, State};
 use crate::record::{FaultRecord, Victim};
-use crate::scenario::{Action, Fault, Target};
+use crate::scenario::{Action, Direction, Fault, Target};
 
 impl Driver<'_> {
     /// Strikes; the reason if nothing could be struck, and then nothing was.
@@ -19,6 +19,14 @@ impl Driver<'_> {
             Action::Kill => self.kill(fault, now),
             Action::Pause { seconds } => self.pause(fault, *seconds, now),
             Action::StoreOutage { seconds } => self.take_store_away(fault, *seconds, now),
+            Action::Partition {
+                direction,
+                seconds,
+                flap_ms,
+            } => self.spoil_links(fault, *direction, network::cut(*flap_ms), *seconds, now),
+            Action::Network { weather, seconds } => {
+                self.spoil_links(fault, Direction::Both, (*weather).into(), *seconds, now)
+            }
             Action::Inject { injection, seconds } => self.inject(fault, injection, *seconds, now),
             other => Err(format!(
                 "{} is not possible on real processes yet",
@@ -210,7 +218,7 @@ impl Driver<'_> {
     }
 
     /// The processes that the target means now, in random order where it leaves a choice.
-    fn targets(&mut self, target: &Target) -> Result<Vec<Alive>, String> {
+    pub(super) fn targets(&mut self, target: &Target) -> Result<Vec<Alive>, String> {
         // Who is stopped has been struck already.
         let mut alive = self.observer.alive();
         alive.retain(|alive| alive.identity.state() == State::Running);
@@ -271,7 +279,7 @@ impl Driver<'_> {
     }
 
     /// Makes the fault's record.
-    fn note(&mut self, fault: &Fault, now: f64, victims: Vec<Victim>, todo: Todo) {
+    pub(super) fn note(&mut self, fault: &Fault, now: f64, victims: Vec<Victim>, todo: Todo) {
         self.faults.push(FaultRecord {
             label: fault.label(),
             kind: fault.action.kind().to_owned(),
@@ -281,6 +289,7 @@ impl Driver<'_> {
             step: self.observer.step(),
             victims,
             happened: false,
+            network: None,
             note: None,
         });
         self.ongoing.push(Ongoing {

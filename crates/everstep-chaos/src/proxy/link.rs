@@ -1,5 +1,6 @@
 //! What a bad link does to datagrams: a pure, seeded function of what goes in and when.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use everstep_protocol::random::{Purpose, Stream};
@@ -100,6 +101,8 @@ pub struct LinkCounts {
     pub reordered: u64,
     pub duplicated: u64,
     pub corrupted: u64,
+    /// Waited for the rate.
+    pub queued: u64,
     /// Dropped since the queue before the rate was full.
     pub overflowed: u64,
     /// Dropped since the direction was cut.
@@ -116,8 +119,51 @@ impl LinkCounts {
         self.reordered += other.reordered;
         self.duplicated += other.duplicated;
         self.corrupted += other.corrupted;
+        self.queued += other.queued;
         self.overflowed += other.overflowed;
         self.cut += other.cut;
+    }
+
+    /// What was done since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            datagrams: self.datagrams.saturating_sub(earlier.datagrams),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+            lost: self.lost.saturating_sub(earlier.lost),
+            delayed: self.delayed.saturating_sub(earlier.delayed),
+            reordered: self.reordered.saturating_sub(earlier.reordered),
+            duplicated: self.duplicated.saturating_sub(earlier.duplicated),
+            corrupted: self.corrupted.saturating_sub(earlier.corrupted),
+            queued: self.queued.saturating_sub(earlier.queued),
+            overflowed: self.overflowed.saturating_sub(earlier.overflowed),
+            cut: self.cut.saturating_sub(earlier.cut),
+        }
+    }
+}
+
+/// When the last byte that was let in has left; directions that share a line share it.
+#[derive(Clone, Debug, Default)]
+pub struct Line(Arc<Mutex<Duration>>);
+
+impl Line {
+    /// When `bytes` that arrive now have left at `rate_bits`, and whether they had to wait; none if the queue before them is full.
+    fn pass(
+        &self,
+        now: Duration,
+        bytes: u64,
+        rate_bits: u64,
+        queue_bytes: u64,
+    ) -> Option<(Duration, bool)> {
+        let seconds = |bytes: u64| 8.0 * bytes as f64 / rate_bits as f64;
+        // A time is whole whatever happened to the thread that held it.
+        let mut busy_until = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = (*busy_until).max(now);
+        if (start - now).as_secs_f64() > seconds(queue_bytes) {
+            return None;
+        }
+        *busy_until = start + Duration::from_secs_f64(seconds(bytes));
+        Some((*busy_until, start > now))
     }
 }
 
@@ -128,8 +174,7 @@ pub struct Direction {
     /// When the fault began, for flapping.
     since: Duration,
     random: Stream,
-    /// When the last byte that was let in has left.
-    busy_until: Duration,
+    line: Line,
     counts: LinkCounts,
 }
 
@@ -141,16 +186,21 @@ impl Direction {
             fault: LinkFault::default(),
             since: Duration::ZERO,
             random: Stream::new(seed, Purpose::Fault, &[number]),
-            busy_until: Duration::ZERO,
+            line: Line::default(),
             counts: LinkCounts::default(),
         }
     }
 
-    /// Misbehaves like this from now on.
+    /// Misbehaves like this from now on, on a line of its own.
     pub fn set(&mut self, now: Duration, fault: LinkFault) {
+        self.set_on(now, fault, Line::default());
+    }
+
+    /// Misbehaves like this from now on; a rate is shared by all directions on the same line.
+    pub fn set_on(&mut self, now: Duration, fault: LinkFault, line: Line) {
         self.fault = fault;
         self.since = now;
-        self.busy_until = now;
+        self.line = line;
     }
 
     /// What was done so far.
@@ -212,14 +262,10 @@ impl Direction {
         let Some(rate_bits) = self.fault.rate_bits else {
             return Some(now);
         };
-        let seconds = |bytes: u64| 8.0 * bytes as f64 / rate_bits as f64;
-        let start = self.busy_until.max(now);
-        let waiting = (start - now).as_secs_f64();
-        if waiting > seconds(self.fault.queue_bytes) {
-            return None;
-        }
-        self.busy_until = start + Duration::from_secs_f64(seconds(bytes));
-        Some(self.busy_until)
+        let queue_bytes = self.fault.queue_bytes;
+        let (due, waited) = self.line.pass(now, bytes, rate_bits, queue_bytes)?;
+        self.counts.queued += u64::from(waited);
+        Some(due)
     }
 
     fn chance(&mut self, share: f64) -> bool {
@@ -290,8 +336,25 @@ mod tests {
         // A byte takes a microsecond.
         assert_eq!(due[..4].concat(), [ms(1), ms(2), ms(3), ms(4)]);
         assert!(due[4..].concat().is_empty());
-        assert_eq!(direction.counts().overflowed, 2);
+        let counts = direction.counts();
+        assert_eq!((counts.queued, counts.overflowed), (3, 2));
         assert_eq!(direction.pass(ms(100), &mut [0; 1000]), [ms(101)]);
+    }
+
+    #[test]
+    fn directions_on_one_line_share_its_rate() {
+        let fault = LinkFault {
+            rate_bits: Some(8_000_000),
+            ..LinkFault::default()
+        };
+        let line = Line::default();
+        let mut one = Direction::new(7, 0);
+        let mut other = Direction::new(7, 1);
+        one.set_on(ms(0), fault.clone(), line.clone());
+        other.set_on(ms(0), fault, line);
+        assert_eq!(one.pass(ms(0), &mut [0; 1000]), [ms(1)]);
+        assert_eq!(other.pass(ms(0), &mut [0; 1000]), [ms(2)]);
+        assert_eq!(one.pass(ms(1), &mut [0; 1000]), [ms(3)]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use everstep_cluster::{Route, Topology};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
-use super::link::{Direction, LinkCounts, LinkFault};
+use super::link::{Direction, Line, LinkCounts, LinkFault};
 
 const DATAGRAM_BYTES_MAX: usize = 65_536;
 /// A dialler's port that was silent this long is forgotten.
@@ -39,6 +39,8 @@ struct Link {
     to: End,
     via: SocketAddr,
     target: SocketAddr,
+    /// Ports of processes, which must stay free while a process is away.
+    reserved: Arc<[u16]>,
     forward: Mutex<Direction>,
     back: Mutex<Direction>,
 }
@@ -57,6 +59,46 @@ impl End {
     }
 }
 
+/// Directions of links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Links {
+    /// Every direction of every link.
+    All,
+    /// What is sent from one process or node to another.
+    Between {
+        /// Who sends.
+        from: String,
+        /// Who receives.
+        to: String,
+    },
+    /// What crosses the border of a group of processes or nodes.
+    Border {
+        /// The group.
+        inside: Vec<String>,
+        /// What it sends.
+        out: bool,
+        /// What it receives.
+        into: bool,
+    },
+}
+
+impl Links {
+    fn has(&self, sender: &End, receiver: &End) -> bool {
+        match self {
+            Self::All => true,
+            Self::Between { from, to } => sender.is(from) && receiver.is(to),
+            Self::Border { inside, out, into } => {
+                let is_inside = |end: &End| inside.iter().any(|name| end.is(name));
+                match (is_inside(sender), is_inside(receiver)) {
+                    (true, false) => *out,
+                    (false, true) => *into,
+                    _ => false,
+                }
+            }
+        }
+    }
+}
+
 impl UdpProxies {
     /// Starts a proxy for every pair of processes, and leads `topology`'s routes over them. Ports that are not chosen yet are chosen
     /// now.
@@ -64,48 +106,56 @@ impl UdpProxies {
     /// # Errors
     /// A port cannot be had, a host has no address, or the runtime cannot start.
     pub fn start(topology: &mut Topology, seed: u64) -> io::Result<Self> {
-        topology.resolve_ports(|_| true).map_err(io::Error::other)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("udp-proxy")
             .enable_all()
             .build()?;
+        let num_processes = topology.processes.len();
+        let pairs = (0..num_processes).flat_map(|from| (0..from).map(move |to| (from, to)));
+        let sockets = pairs
+            .map(|pair| {
+                let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+                socket.set_nonblocking(true)?;
+                Ok((pair, socket))
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        // Chosen while the proxies hold theirs: a process binds its port only later.
+        topology.resolve_ports(|_| true).map_err(io::Error::other)?;
+        let reserved: Arc<[u16]> = topology.processes.iter().map(|p| p.port).collect();
         let origin = Instant::now();
         let mut links = Vec::new();
         topology.routes.clear();
-        for from in 0..topology.processes.len() {
-            for to in 0..from {
-                let target = topology.address(to as u32).ok_or_else(|| {
-                    let host = &topology.processes[to].host;
-                    io::Error::other(format!("host {host} has no address"))
-                })?;
-                let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-                socket.set_nonblocking(true)?;
-                let end = |process: usize| End {
-                    process: topology.processes[process].name.clone(),
-                    node: topology.processes[process].node.clone(),
-                };
-                let number = 2 * links.len() as u64;
-                let link = Arc::new(Link {
-                    from: end(from),
-                    to: end(to),
-                    via: socket.local_addr()?,
-                    target,
-                    forward: Mutex::new(Direction::new(seed, number)),
-                    back: Mutex::new(Direction::new(seed, number + 1)),
-                });
-                topology.routes.push(Route {
-                    from: link.from.process.clone(),
-                    to: link.to.process.clone(),
-                    via: link.via,
-                });
-                let socket = {
-                    let _entered = runtime.enter();
-                    UdpSocket::from_std(socket)?
-                };
-                runtime.spawn(serve(link.clone(), Arc::new(socket), origin));
-                links.push(link);
-            }
+        for ((from, to), socket) in sockets {
+            let target = topology.address(to as u32).ok_or_else(|| {
+                let host = &topology.processes[to].host;
+                io::Error::other(format!("host {host} has no address"))
+            })?;
+            let end = |process: usize| End {
+                process: topology.processes[process].name.clone(),
+                node: topology.processes[process].node.clone(),
+            };
+            let number = 2 * links.len() as u64;
+            let link = Arc::new(Link {
+                from: end(from),
+                to: end(to),
+                via: socket.local_addr()?,
+                target,
+                reserved: reserved.clone(),
+                forward: Mutex::new(Direction::new(seed, number)),
+                back: Mutex::new(Direction::new(seed, number + 1)),
+            });
+            topology.routes.push(Route {
+                from: link.from.process.clone(),
+                to: link.to.process.clone(),
+                via: link.via,
+            });
+            let socket = {
+                let _entered = runtime.enter();
+                UdpSocket::from_std(socket)?
+            };
+            runtime.spawn(serve(link.clone(), Arc::new(socket), origin));
+            links.push(link);
         }
         Ok(Self {
             origin,
@@ -114,53 +164,55 @@ impl UdpProxies {
         })
     }
 
-    /// Datagrams from `from` to `to` suffer `fault` from now on; each is a process or a node. Says how many directions that are.
-    pub fn set(&self, from: &str, to: &str, fault: &LinkFault) -> usize {
-        self.set_where(|sender, receiver| sender.is(from) && receiver.is(to), fault)
-    }
-
-    /// Datagrams between `one` and everybody else suffer `fault` from now on, in both directions.
-    pub fn isolate(&self, one: &str, fault: &LinkFault) -> usize {
-        self.set_where(|sender, receiver| sender.is(one) != receiver.is(one), fault)
-    }
-
-    /// All datagrams suffer `fault` from now on.
-    pub fn set_all(&self, fault: &LinkFault) -> usize {
-        self.set_where(|_, _| true, fault)
+    /// Datagrams on `links` suffer `fault` from now on. Says how many directions that are.
+    ///
+    /// At the border of a group a rate is that of one line out of the group and one into it, as of a machine with one network card; elsewhere
+    /// each direction has the rate for itself.
+    pub fn set(&self, links: &Links, fault: &LinkFault) -> usize {
+        let now = self.origin.elapsed();
+        let (out, into) = (Line::default(), Line::default());
+        let mut num_directions = 0;
+        for (sender, receiver, direction) in self.directions() {
+            if !links.has(sender, receiver) {
+                continue;
+            }
+            let line = match links {
+                Links::Border { inside, .. } if inside.iter().any(|name| sender.is(name)) => {
+                    out.clone()
+                }
+                Links::Border { .. } => into.clone(),
+                Links::All | Links::Between { .. } => Line::default(),
+            };
+            lock(direction).set_on(now, fault.clone(), line);
+            num_directions += 1;
+        }
+        num_directions
     }
 
     /// All links are good again.
     pub fn heal(&self) {
-        self.set_all(&LinkFault::default());
+        self.set(&Links::All, &LinkFault::default());
     }
 
-    /// What was done so far, over all links.
+    /// What was done so far on `links`.
     #[must_use]
-    pub fn counts(&self) -> LinkCounts {
+    pub fn counts(&self, links: &Links) -> LinkCounts {
         let mut all = LinkCounts::default();
-        for link in &self.links {
-            all.add(&lock(&link.forward).counts());
-            all.add(&lock(&link.back).counts());
+        for (sender, receiver, direction) in self.directions() {
+            if links.has(sender, receiver) {
+                all.add(&lock(direction).counts());
+            }
         }
         all
     }
 
-    fn set_where(&self, suffers: impl Fn(&End, &End) -> bool, fault: &LinkFault) -> usize {
-        let now = self.origin.elapsed();
-        let mut directions = 0;
-        for link in &self.links {
-            let ways = [
+    fn directions(&self) -> impl Iterator<Item = (&End, &End, &Mutex<Direction>)> {
+        self.links.iter().flat_map(|link| {
+            [
                 (&link.from, &link.to, &link.forward),
                 (&link.to, &link.from, &link.back),
-            ];
-            for (sender, receiver, direction) in ways {
-                if suffers(sender, receiver) {
-                    lock(direction).set(now, fault.clone());
-                    directions += 1;
-                }
-            }
-        }
-        directions
+            ]
+        })
     }
 }
 
@@ -243,6 +295,9 @@ async fn serve(link: Arc<Link>, socket: Arc<UdpSocket>, origin: Instant) {
 }
 
 /// Opens the upstream socket of a new dialler's port and passes on what comes back.
+///
+/// The socket is not connected: the listener's process asks from another port whether somebody still holds this one, and the system would
+/// answer that nobody does.
 async fn answer(
     link: &Arc<Link>,
     socket: &Arc<UdpSocket>,
@@ -254,14 +309,23 @@ async fn answer(
     } else {
         (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
     };
-    let upstream = Arc::new(UdpSocket::bind(any).await?);
-    upstream.connect(link.target).await?;
+    // Those that were refused are held until another port is found.
+    let mut refused = Vec::new();
+    let upstream = loop {
+        let socket = UdpSocket::bind(any).await?;
+        if !link.reserved.contains(&socket.local_addr()?.port()) {
+            break Arc::new(socket);
+        }
+        refused.push(socket);
+    };
+    drop(refused);
+    let target = link.target;
     let (forward, queue) = mpsc::unbounded_channel();
     let out = upstream.clone();
     tokio::spawn(deliver(queue, move |datagram| {
         let out = out.clone();
         // A datagram that the system does not take is lost, as datagrams may be.
-        async move { drop(out.send(&datagram).await) }
+        async move { drop(out.send_to(&datagram, target).await) }
     }));
     let (link, listen, socket) = (link.clone(), upstream, socket.clone());
     let back = tokio::spawn(async move {
@@ -274,10 +338,14 @@ async fn answer(
             let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
             let mut number = 0;
             loop {
-                match listen.recv(&mut buffer).await {
-                    Ok(bytes) => {
+                match listen.recv_from(&mut buffer).await {
+                    // An empty one asks whether this port is held.
+                    Ok((0, _)) => {}
+                    Ok((bytes, from)) if from == target => {
                         send(&link.back, origin, &mut buffer[..bytes], &mut number, &back);
                     }
+                    // A stranger.
+                    Ok(_) => {}
                     // Nobody listens there now; the next life may.
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 }

@@ -23,6 +23,8 @@ pub struct Check {
     /// Longest time until an event names the victim, by kind and target.
     #[serde(default)]
     pub detection_seconds_max: BTreeMap<String, f64>,
+    /// Most processes that ended before the run was over, or were taken for dead (`0`: nobody may be).
+    pub deaths_max: Option<usize>,
     /// Least share of slot computations that were not repeats.
     pub step_efficiency_min: Option<f64>,
     /// Workers that must have been quarantined; no other may have been.

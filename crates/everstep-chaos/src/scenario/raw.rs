@@ -336,19 +336,40 @@ impl RawFault {
             "partition" => Action::Partition {
                 direction: self.direction.take().unwrap_or(Direction::Both),
                 seconds: seconds(self.seconds.take())?,
-                flap_ms: self.flap_ms.take(),
+                flap_ms: match self.flap_ms.take() {
+                    Some(0) => {
+                        return Err((field("flap_ms"), "is 0; allowed: at least 1".to_owned()));
+                    }
+                    flap_ms => flap_ms,
+                },
             },
-            "network" => Action::Network {
-                weather: Weather {
+            "network" => {
+                let weather = Weather {
                     loss: share("loss", self.loss.take(), 0.0)?,
                     delay_ms: self.delay_ms.take().unwrap_or(0),
                     reorder: share("reorder", self.reorder.take(), 0.0)?,
                     duplicate: share("duplicate", self.duplicate.take(), 0.0)?,
                     corrupt: share("corrupt", self.corrupt.take(), 0.0)?,
                     bandwidth_mbit: self.bandwidth_mbit.take().unwrap_or(0.0),
-                },
-                seconds: seconds(self.seconds.take())?,
-            },
+                };
+                if weather == Weather::default() {
+                    return Err((
+                        field("loss"),
+                        "is missing; allowed: at least one of loss, delay_ms, reorder, duplicate, corrupt and bandwidth_mbit, above 0"
+                            .to_owned(),
+                    ));
+                }
+                if !(weather.bandwidth_mbit == 0.0 || weather.bandwidth_mbit >= 0.001) {
+                    return Err((
+                        field("bandwidth_mbit"),
+                        format!("is {}; allowed: at least 0.001", weather.bandwidth_mbit),
+                    ));
+                }
+                Action::Network {
+                    weather,
+                    seconds: seconds(self.seconds.take())?,
+                }
+            }
             "store_outage" => Action::StoreOutage {
                 seconds: seconds(self.seconds.take())?,
             },
@@ -471,6 +492,7 @@ impl RawFault {
                                 }
                         ))
             }
+            Action::Network { .. } if target == Target::All => true,
             _ => one_process || matches!(target, Target::Node(_) | Target::ReplicasOfABlock),
         };
         if !fits {

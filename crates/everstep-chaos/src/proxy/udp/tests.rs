@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use everstep_cluster::Topology;
 
-use super::{LinkFault, UdpProxies};
+use super::{LinkFault, Links, UdpProxies};
 
 /// Two processes whose places test sockets take.
 fn two(folder: &Path) -> Topology {
@@ -57,10 +57,23 @@ fn datagrams_pass_both_ways_and_cuts_are_one_way() {
     listener.send_to(b"and back", proxy).unwrap();
     assert_eq!(receive(&dialler).unwrap(), b"and back");
 
+    // The listener's process asks whether the dialler's port is held, and a stranger is not passed on.
+    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    stranger.connect(proxy).unwrap();
+    for _ in 0..2 {
+        stranger.send(b"").unwrap();
+        stranger.send(b"who is there?").unwrap();
+    }
+    assert!(stranger.take_error().unwrap().is_none());
+
     // Only from two to one, by node: what is sent the other way still arrives, and was sent later.
-    assert_eq!(proxies.set("b", "a", &LinkFault::cut()), 1);
+    let from_two = Links::Between {
+        from: "b".to_owned(),
+        to: "a".to_owned(),
+    };
+    assert_eq!(proxies.set(&from_two, &LinkFault::cut()), 1);
     dialler.send_to(b"lost", via).unwrap();
-    while proxies.counts().cut < 1 {
+    while proxies.counts(&from_two).cut < 1 {
         std::thread::yield_now();
     }
     listener.send_to(b"heard", proxy).unwrap();
@@ -69,19 +82,19 @@ fn datagrams_pass_both_ways_and_cuts_are_one_way() {
     dialler.send_to(b"again", via).unwrap();
     assert_eq!(receive(&listener).unwrap(), b"again");
 
-    assert_eq!(
-        proxies.isolate(
-            "one",
-            &LinkFault {
-                duplicate: 1.0,
-                ..LinkFault::default()
-            }
-        ),
-        2
-    );
+    let around_one = Links::Border {
+        inside: vec!["one".to_owned()],
+        out: true,
+        into: true,
+    };
+    let twice = LinkFault {
+        duplicate: 1.0,
+        ..LinkFault::default()
+    };
+    assert_eq!(proxies.set(&around_one, &twice), 2);
     dialler.send_to(b"twice", via).unwrap();
     assert_eq!(receive(&listener).unwrap(), b"twice");
     assert_eq!(receive(&listener).unwrap(), b"twice");
-    let counts = proxies.counts();
+    let counts = proxies.counts(&Links::All);
     assert_eq!((counts.datagrams, counts.cut, counts.duplicated), (6, 1, 1));
 }
