@@ -6,13 +6,15 @@
 //!
 //! `cargo bench -p everstep-protocol`
 
-#![allow(missing_docs)]
+// A bench measures time; the machines are still told theirs.
+#![allow(missing_docs, clippy::disallowed_types)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use everstep_protocol::audit::AuditPlan;
+use everstep_protocol::coordinator::placement::Rules;
 use everstep_protocol::coordinator::{self, CoordinatorConfig};
 use everstep_protocol::shard::{self, ShardConfig};
 use everstep_protocol::worker::{self, WorkerConfig};
@@ -132,7 +134,8 @@ struct Cluster {
     num_blocks: u32,
     num_decided: u64,
     num_events: u64,
-    coordinator_time: Duration,
+    num_led: u64,
+    leader_time: Duration,
 }
 
 impl Cluster {
@@ -151,6 +154,7 @@ impl Cluster {
             evaluate_every: 0,
             num_evaluation_chunks: 0,
             num_shards: size.num_shards,
+            shard_domains: Vec::new(),
             gather_ms: 1000,
             lease_ms: 1000,
             resend_ms: RESEND_MS,
@@ -181,7 +185,8 @@ impl Cluster {
             num_blocks: size.num_blocks,
             num_decided: 0,
             num_events: 0,
-            coordinator_time: Duration::ZERO,
+            num_led: 0,
+            leader_time: Duration::ZERO,
         };
         for index in 0..cluster.workers.len() {
             cluster.work(index, worker::Event::Started);
@@ -201,9 +206,10 @@ impl Cluster {
     fn lead(&mut self, event: coordinator::Event<Toy>) {
         let me = member(Role::Coordinator, 0);
         self.num_events += 1;
+        self.num_led += 1;
         let begun = Instant::now();
         let effects = self.coordinator.handle(0, event);
-        self.coordinator_time += begun.elapsed();
+        self.leader_time += begun.elapsed();
         for effect in effects {
             match effect {
                 coordinator::Effect::Send { to, message } => self.mail.push_back((me, to, message)),
@@ -290,6 +296,9 @@ impl Cluster {
     }
 }
 
+/// Steps that a size is counted over.
+const COUNTED_STEPS: u64 = 4;
+
 fn steps(criterion: &mut Criterion) {
     for part in ["cluster", "coordinator"] {
         let mut group = criterion.benchmark_group(part);
@@ -297,19 +306,21 @@ fn steps(criterion: &mut Criterion) {
         for size in SIZES {
             let mut cluster = Cluster::new(size);
             cluster.run(2);
-            let (events, lead) = (cluster.num_events, cluster.coordinator_time);
-            cluster.run(4);
-            let per_step = (cluster.num_events - events) / 4;
-            let _ = lead;
+            let events = |cluster: &Cluster| match part {
+                "cluster" => cluster.num_events,
+                _ => cluster.num_led,
+            };
+            let before = events(&cluster);
+            cluster.run(COUNTED_STEPS);
+            let per_step = (events(&cluster) - before) / COUNTED_STEPS;
             group.throughput(Throughput::Elements(per_step));
             group.bench_function(BenchmarkId::from_parameter(size.name), |bencher| {
                 bencher.iter_custom(|num_steps| {
-                    let begun = Instant::now();
-                    let before = cluster.coordinator_time;
+                    let (begun, before) = (Instant::now(), cluster.leader_time);
                     cluster.run(num_steps);
                     match part {
                         "cluster" => begun.elapsed(),
-                        _ => cluster.coordinator_time - before,
+                        _ => cluster.leader_time - before,
                     }
                 });
             });
@@ -318,5 +329,33 @@ fn steps(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, steps);
+/// Shards that join a cluster one by one: each changes the view, and takes its share.
+fn joins(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("placement of a shard that joins");
+    for (num_shards, num_blocks) in [(3, 24), (64, 256), (64, 4096)] {
+        let rules = Rules {
+            replication: 2,
+            domains: &[],
+            draining: BTreeSet::new(),
+        };
+        let shards: Vec<Member> = (0..num_shards)
+            .map(|index| member(Role::Shard, index))
+            .collect();
+        let placements = rules.initial(num_blocks, &shards[1..]);
+        let name = format!("{num_shards} shards, {num_blocks} blocks");
+        group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
+            bencher.iter_batched(
+                || placements.clone(),
+                |mut placements| {
+                    assert!(rules.rebalance(&mut placements, &shards, 8));
+                    placements
+                },
+                BatchSize::LargeInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, steps, joins);
 criterion_main!(benches);

@@ -39,6 +39,12 @@ impl Retry {
     pub(crate) fn postpone(&mut self, now_ms: u64) {
         self.due_ms = self.due_ms.max(now_ms.saturating_add(self.wait_ms));
     }
+
+    /// Whether it must be said again, if it was postponed at `heard_ms` last; for many that are postponed together.
+    pub(crate) fn fires_unless_heard(&mut self, now_ms: u64, heard_ms: u64) -> bool {
+        self.postpone(heard_ms);
+        self.fires(now_ms)
+    }
 }
 
 /// The regular wake-up of a machine: half a resend time, so that nothing is repeated much later than it is due.

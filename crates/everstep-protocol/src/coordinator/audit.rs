@@ -12,7 +12,7 @@
 //! quarantined; everything it said of the step is void, and is computed again. A dispute that nobody can settle (two devices, each standing by
 //! its digest) holds the step until another worker comes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::machine::{Coordinator, Phase};
 use super::{Effect, Note};
@@ -42,15 +42,56 @@ struct Audit {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Audits {
     slots: BTreeMap<u32, Audit>,
-    /// Whose gradients are in each block's sums, on all replicas.
-    pub(super) counted: BTreeMap<BlockId, Vec<Testimony>>,
+    pub(super) counted: Counted,
+}
+
+/// Whose gradients are in the blocks' sums, on all replicas.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counted {
+    blocks: BTreeMap<BlockId, Vec<Testimony>>,
+    /// The same by slot, each once: most blocks say the same.
+    slots: BTreeMap<u32, BTreeSet<(Member, Digest)>>,
+}
+
+impl Counted {
+    pub(super) fn insert(&mut self, block: BlockId, testimonies: Vec<Testimony>) {
+        let known = self.blocks.insert(block, testimonies);
+        if known.is_some_and(|known| known != self.blocks[&block]) {
+            self.slots.clear();
+            self.blocks
+                .values()
+                .for_each(|said| index(&mut self.slots, said));
+        } else {
+            index(&mut self.slots, &self.blocks[&block]);
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.blocks.clear();
+        self.slots.clear();
+    }
+
+    fn of_slot(&self, slot: u32) -> impl Iterator<Item = (Member, Digest)> + '_ {
+        self.slots.get(&slot).into_iter().flatten().copied()
+    }
+
+    fn workers(&self) -> impl Iterator<Item = Member> + '_ {
+        self.slots.values().flatten().map(|(worker, _)| *worker)
+    }
+}
+
+fn index(slots: &mut BTreeMap<u32, BTreeSet<(Member, Digest)>>, testimonies: &[Testimony]) {
+    for testimony in testimonies {
+        let said = (testimony.worker, testimony.digest);
+        slots.entry(testimony.slot).or_default().insert(said);
+    }
 }
 
 impl Audits {
     pub(super) fn new(slots: impl Iterator<Item = u32>) -> Self {
         Self {
             slots: slots.map(|slot| (slot, Audit::default())).collect(),
-            counted: BTreeMap::new(),
+            counted: Counted::default(),
         }
     }
 
@@ -76,15 +117,7 @@ impl Audits {
 
     /// Every digest of a slot that is known, one per computation, without those of quarantined workers.
     fn testimonies(&self, slot: u32, is_trusted: impl Fn(Member) -> bool) -> Vec<(Member, Digest)> {
-        let mut counted: Vec<(Member, Digest)> = self
-            .counted
-            .values()
-            .flatten()
-            .filter(|testimony| testimony.slot == slot)
-            .map(|testimony| (testimony.worker, testimony.digest))
-            .collect();
-        counted.sort();
-        counted.dedup();
+        let mut counted: Vec<(Member, Digest)> = self.counted.of_slot(slot).collect();
         if let Some(audit) = self.slots.get(&slot) {
             counted.extend(&audit.said);
         }
@@ -126,8 +159,13 @@ impl<N: Numerics> Coordinator<N> {
 
     /// Whether a gradient of a quarantined worker is in the sums.
     fn counts_a_liar(&self) -> bool {
-        let mut counted = self.work.audits.counted.values().flatten();
-        counted.any(|testimony| self.is_quarantined(testimony.worker))
+        !self.quarantined.is_empty()
+            && self
+                .work
+                .audits
+                .counted
+                .workers()
+                .any(|worker| self.is_quarantined(worker))
     }
 
     /// Leases computations that are missing, to those that have least to do.

@@ -241,7 +241,7 @@ impl Rules<'_> {
         shards: &[Member],
         moves_max: usize,
     ) -> bool {
-        let candidates = self.candidates(shards);
+        let mut candidates = self.candidates(shards);
         let mut counts = replicas(placements);
         let mut moving = placements
             .iter()
@@ -249,6 +249,8 @@ impl Rules<'_> {
             .count();
         let mut added = false;
         while moving < moves_max {
+            // Those that a move would relieve another one most by come first.
+            candidates.sort_by_key(|member| (count_of(&counts, *member), Reverse(*member)));
             let best = (0..placements.len())
                 .filter_map(|block| {
                     let gain = self.best_move(&placements[block], &candidates, &counts)?;
@@ -267,7 +269,7 @@ impl Rules<'_> {
         added
     }
 
-    /// The move of one of the block's replicas that helps most, if one helps.
+    /// The move of one of the block's replicas that helps most, if one helps. `candidates` are in the order of their counts.
     fn best_move(
         &self,
         placement: &Placement,
@@ -281,19 +283,17 @@ impl Rules<'_> {
         if !settled {
             return None;
         }
-        let full = &full;
-        let moves = full.iter().flat_map(|from| {
-            let others = move || full.iter().copied().filter(move |other| other != from);
+        let best_from = |from: &Member| {
+            let others = || full.iter().copied().filter(|other| other != from);
             let before = self.crowding(*from, others());
             let load = count_of(counts, *from);
-            candidates
+            let mut moves = candidates
                 .iter()
-                .filter(move |to| !full.contains(*to))
-                .filter_map(move |to| {
+                .filter(|to| !full.contains(*to))
+                .map(|to| {
                     let after = self.crowding(*to, others());
                     let relief = load.saturating_sub(count_of(counts, *to) + 1);
-                    let helps = after < before || (after == before && relief > 0);
-                    helps.then_some(Move {
+                    let found = Move {
                         apart: (
                             before.0.saturating_sub(after.0),
                             before.1.saturating_sub(after.1),
@@ -301,10 +301,25 @@ impl Rules<'_> {
                         relief,
                         from: *from,
                         to: *to,
-                    })
-                })
-        });
-        moves.max()
+                    };
+                    (after, found)
+                });
+            if before == (0, 0) {
+                // It cannot be further apart, so the first one that is as far and relieves it is best.
+                return moves
+                    .take_while(|(_, found)| found.relief > 0)
+                    .find(|(after, _)| *after == before)
+                    .map(|(_, found)| found);
+            }
+            let helps = |after: Crowding, found: &Move| {
+                after < before || (after == before && found.relief > 0)
+            };
+            moves
+                .by_ref()
+                .filter_map(|(after, found)| helps(after, &found).then_some(found))
+                .max()
+        };
+        full.iter().filter_map(best_from).max()
     }
 
     /// Takes surplus replicas out, those first that are about to leave, then those that are least apart from the others, then those of
@@ -321,6 +336,11 @@ impl Rules<'_> {
         let mut moved = BTreeMap::new();
         let enough = self.wanted().min(num_staying).max(1);
         for placement in placements.iter_mut() {
+            let is_settled = placement.backups.len() < self.wanted()
+                && placement.replicas().all(|member| self.is_staying(member));
+            if is_settled {
+                continue;
+            }
             loop {
                 let full: Vec<Member> = placement.replicas().collect();
                 let staying = full

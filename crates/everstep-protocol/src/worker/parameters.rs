@@ -12,18 +12,24 @@ use crate::retry::Retry;
 pub(super) struct Device<N: Numerics> {
     /// Version of each block on the device.
     versions: Vec<Option<Step>>,
+    /// A version, and how many blocks on the device are of it: so that not all are looked at whenever one arrives.
+    complete: (Step, usize),
     /// Blocks of the wanted version that wait for the device.
     arrived: BTreeMap<BlockId, N::Parameters>,
     /// Blocks that were asked for, and of whom.
     pulls: BTreeMap<BlockId, (Member, Retry)>,
+    /// When a block arrived last.
+    heard_ms: u64,
 }
 
 impl<N: Numerics> Device<N> {
     pub(super) fn new(num_blocks: u32) -> Self {
         Self {
             versions: vec![None; num_blocks as usize],
+            complete: (Step::default(), 0),
             arrived: BTreeMap::new(),
             pulls: BTreeMap::new(),
+            heard_ms: 0,
         }
     }
 
@@ -54,9 +60,7 @@ impl<N: Numerics> Device<N> {
             return;
         };
         self.pulls.remove(&block);
-        for (_, retry) in self.pulls.values_mut() {
-            retry.postpone(now_ms);
-        }
+        self.heard_ms = now_ms;
         if *on_device != Some(version) {
             self.arrived.entry(block).or_insert(parameters);
         }
@@ -64,17 +68,24 @@ impl<N: Numerics> Device<N> {
 
     /// Takes what has arrived of `step`, for the device.
     pub(super) fn load(&mut self, step: Step) -> BTreeMap<BlockId, N::Parameters> {
+        if self.complete.0 != step {
+            let is_of_step = |version: &&Option<Step>| **version == Some(step);
+            self.complete = (step, self.versions.iter().filter(is_of_step).count());
+        }
         for block in self.arrived.keys() {
-            if let Some(version) = self.versions.get_mut(*block as usize) {
+            if let Some(version) = self.versions.get_mut(*block as usize)
+                && *version != Some(step)
+            {
                 *version = Some(step);
+                self.complete.1 += 1;
             }
         }
         std::mem::take(&mut self.arrived)
     }
 
-    /// Whether every block on the device is of `step`.
+    /// Whether every block on the device is of `step`, which was loaded last.
     pub(super) fn is_at(&self, step: Step) -> bool {
-        self.versions.iter().all(|version| *version == Some(step))
+        self.complete == (step, self.versions.len())
     }
 }
 
@@ -94,7 +105,7 @@ impl<N: Numerics> Worker<N> {
             }
             let target = match self.device.pulls.get_mut(&block) {
                 Some((target, retry)) => {
-                    if !retry.fires(now_ms) {
+                    if !retry.fires_unless_heard(now_ms, self.device.heard_ms) {
                         continue;
                     }
                     *target = placement.primary;

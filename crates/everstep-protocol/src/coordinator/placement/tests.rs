@@ -263,3 +263,82 @@ fn primaries_stay_while_a_step_is_open() {
     assert_eq!(placements[0].primary, shard(1));
     assert_eq!(placements[0].backups, [shard(2)]);
 }
+
+/// The move that helps most, found by looking at all.
+fn best_of_all_moves(
+    rules: &Rules<'_>,
+    placements: &[Placement],
+    shards: &[Member],
+) -> Option<(BlockId, Member)> {
+    let counts = replicas(placements);
+    let mut moves = Vec::new();
+    for (block, placement) in (0..).zip(placements) {
+        let full: Vec<Member> = placement.replicas().collect();
+        let is_settled = placement.joining.is_empty() && full.len() == rules.wanted();
+        if !is_settled || full.iter().any(|member| !rules.is_staying(*member)) {
+            continue;
+        }
+        for from in &full {
+            let others = || full.iter().copied().filter(|other| other != from);
+            let before = rules.crowding(*from, others());
+            for to in rules.candidates(shards) {
+                let after = rules.crowding(to, others());
+                let relief = counts[from].saturating_sub(count_of(&counts, to) + 1);
+                if !full.contains(&to) && (after < before || (after == before && relief > 0)) {
+                    let apart = (
+                        before.0.saturating_sub(after.0),
+                        before.1.saturating_sub(after.1),
+                    );
+                    moves.push((apart, relief, *from, to, Reverse(block)));
+                }
+            }
+        }
+    }
+    // Of a block the best move, then of the blocks the first.
+    moves
+        .into_iter()
+        .max()
+        .map(|(.., to, Reverse(block))| (block, to))
+}
+
+proptest! {
+    #[test]
+    fn the_best_move_is_found(
+        picks in prop::collection::vec((0u32..6, 0u32..6, 0u32..6), 1..12),
+        places in prop::collection::vec((0u32..3, 0u32..2), 6),
+        draining in prop::option::weighted(0.2, 0u32..6),
+    ) {
+        let members = shards(6);
+        let domains: Vec<Domain> = places
+            .into_iter()
+            .map(|(node, process)| domain(node, 2 * node + process))
+            .collect();
+        let rules = Rules {
+            replication: 2,
+            domains: &domains,
+            draining: draining.into_iter().map(shard).collect(),
+        };
+        let mut placements: Vec<Placement> = picks
+            .into_iter()
+            .map(|(primary, backup, joining)| Placement {
+                primary: shard(primary),
+                backups: (backup != primary).then(|| shard(backup)).into_iter().collect(),
+                joining: (joining == 0 && primary > 0 && backup > 0)
+                    .then(|| shard(0))
+                    .into_iter()
+                    .collect(),
+            })
+            .collect();
+        let before = placements.clone();
+        let moving = before.iter().filter(|placement| !placement.joining.is_empty()).count();
+        let best = best_of_all_moves(&rules, &placements, &members);
+        let found = rules.rebalance(&mut placements, &members, moving + 1);
+        prop_assert_eq!(found, best.is_some());
+        if let Some((block, to)) = best {
+            let block = block as usize;
+            prop_assert_eq!(&placements[block].joining, &[to]);
+            placements[block].joining.clear();
+        }
+        prop_assert_eq!(placements, before);
+    }
+}
