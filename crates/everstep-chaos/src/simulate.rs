@@ -26,7 +26,7 @@ pub struct SimulationReport {
     pub failures: Vec<String>,
     /// Whether the last checkpoint has the bits of the undisturbed run; none if the run did not get there.
     pub digest_equal: Option<bool>,
-    /// Faults of the simulator that were planned; a fault of the file may be several.
+    /// Faults of the simulator that had to happen; a fault of the file may be several.
     pub faults_planned: u64,
     /// Those that found their moment and their target.
     pub faults_injected: u64,
@@ -73,21 +73,15 @@ pub fn simulate(
     let planned = plan::plan(scenario, &topology, &run, seed)
         .map_err(|wrong| ChaosError::User(format!("{}: {wrong}", scenario.file.display())))?;
     let outcome = run_plan(&planned.plan, seed);
-    let steps = planned.plan.workload.num_steps;
-    Ok(report(scenario, &outcome, planned.left_out, steps))
+    Ok(report(scenario, &outcome, &planned))
 }
 
-fn report(
-    scenario: &Scenario,
-    outcome: &Outcome,
-    left_out: Vec<String>,
-    steps: u64,
-) -> SimulationReport {
+fn report(scenario: &Scenario, outcome: &Outcome, planned: &plan::Planned) -> SimulationReport {
     let mut failures: Vec<String> = outcome.violation.iter().cloned().collect();
-    if outcome.num_struck < outcome.num_planned {
+    if outcome.num_struck < planned.num_demanded {
         failures.push(format!(
-            "{} faults happened; {} were planned",
-            outcome.num_struck, outcome.num_planned
+            "{} faults happened; at least {} were planned",
+            outcome.num_struck, planned.num_demanded
         ));
     }
     let digest_equal = match outcome.digest {
@@ -125,14 +119,14 @@ fn report(
         passed: failures.is_empty(),
         failures,
         digest_equal,
-        faults_planned: outcome.num_planned,
+        faults_planned: planned.num_demanded,
         faults_injected: outcome.num_struck,
-        left_out,
+        left_out: planned.left_out.clone(),
         faults: kinds.collect(),
         recoveries: recoveries
             .map(|(kind, count)| (kind.to_string(), *count))
             .collect(),
-        steps,
+        steps: planned.plan.workload.num_steps,
         decisions: outcome.num_decisions,
         slots_recomputed: outcome.slots_recomputed,
         seconds: outcome.virtual_ms as f64 / 1_000.0,

@@ -12,6 +12,9 @@ use crate::process::State;
 /// Death, or a stop, shows within this time, in seconds, or the fault had no effect.
 const EFFECT_SECONDS: f64 = 5.0;
 
+/// A drained node's processes are gone within this time, in seconds, or the fault had no effect.
+const LEAVE_SECONDS: f64 = 60.0;
+
 /// A fault that is not over.
 #[derive(Debug)]
 pub(super) struct Ongoing {
@@ -27,6 +30,8 @@ pub(super) struct Ongoing {
 pub(super) enum Todo {
     /// See whether the victims died.
     SeeDeath,
+    /// See whether the victims left.
+    SeeLeave,
     /// See whether the victims stopped, and let them go on then.
     SeeStop { resume_at: Option<f64> },
     /// Let the victims go on then.
@@ -63,6 +68,9 @@ impl Driver<'_> {
         let late = now - ongoing.since > EFFECT_SECONDS;
         match &mut ongoing.todo {
             Todo::SeeDeath => self.saw_all(ongoing.record, State::Dead) || late,
+            Todo::SeeLeave => {
+                self.saw_all(ongoing.record, State::Dead) || now - ongoing.since > LEAVE_SECONDS
+            }
             Todo::SeeStop { resume_at } => {
                 let resume_at = *resume_at;
                 if !self.saw_all(ongoing.record, State::Stopped) && !late {
@@ -160,7 +168,7 @@ impl Driver<'_> {
                 self.faults[ongoing.record].until = Some(now);
             }
             Todo::Nothing => {}
-            Todo::SeeDeath | Todo::Successor { .. } | Todo::InTurn { .. } => {
+            Todo::SeeDeath | Todo::SeeLeave | Todo::Successor { .. } | Todo::InTurn { .. } => {
                 self.saw_all(ongoing.record, State::Dead);
             }
         }

@@ -28,6 +28,7 @@ impl Driver<'_> {
                 self.spoil_links(fault, Direction::Both, (*weather).into(), *seconds, now)
             }
             Action::Inject { injection, seconds } => self.inject(fault, injection, *seconds, now),
+            Action::Drain => self.drain(fault, now),
             other => Err(format!(
                 "{} is not possible on real processes yet",
                 other.kind()
@@ -182,6 +183,31 @@ impl Driver<'_> {
         Ok(())
     }
 
+    /// Asks the agent to drain a node; its processes leave when others have what they hold.
+    fn drain(&mut self, fault: &Fault, now: f64) -> Result<(), String> {
+        let Target::Node(node) = &fault.target else {
+            return Err(format!("{} is no node", fault.target.label()));
+        };
+        let request = Request::Drain {
+            node: node.clone(),
+            seconds_left: None,
+        };
+        let victims = self.targets(&fault.target)?.into_iter();
+        let victims = victims.map(|alive| Victim {
+            process: alive.name,
+            node: alive.node,
+            identity: alive.identity,
+            at: now,
+            was_alive: true,
+            took_effect: false,
+            replaced_at: None,
+        });
+        let victims = victims.collect();
+        self.request(node, &request)?;
+        self.note(fault, now, victims, Todo::SeeLeave);
+        Ok(())
+    }
+
     /// Sends an injection to the agent of `node`.
     pub(super) fn ask(
         &self,
@@ -193,7 +219,12 @@ impl Driver<'_> {
             process: process.to_owned(),
             fault: injection.clone(),
         };
-        match control::send(&self.run_dir, node, &request) {
+        self.request(node, &request)
+    }
+
+    /// Sends a request to the agent of `node`.
+    fn request(&self, node: &str, request: &Request) -> Result<(), String> {
+        match control::send(&self.run_dir, node, request) {
             Ok(Reply::Done) => Ok(()),
             Ok(Reply::Refused { message }) => Err(message),
             Err(error) => Err(error.to_string()),

@@ -14,6 +14,8 @@ const TOP: f64 = 64.0;
 const ROW: f64 = 24.0;
 const BAR: f64 = 14.0;
 const COMMITS: f64 = 70.0;
+/// Under the process that leads; unlike the colour of any fault.
+const LEADS: &str = "#12b5cb";
 
 /// An SVG picture.
 #[must_use]
@@ -80,6 +82,15 @@ fn draw(out: &mut String, scenario: &Scenario, observed: &Observed) -> std::fmt:
 <text x="12" y="22" font-size="16" font-weight="bold">{}</text>"##,
         escape(&scenario.name)
     )?;
+    let happened = observed.faults.iter().filter(|fault| fault.happened);
+    writeln!(
+        out,
+        r##"<text x="{}" y="22" text-anchor="end" fill="#666666">{} faults, {} steps in {:.1} s</text>"##,
+        LEFT + PLOT,
+        happened.count(),
+        observed.commits.last().map_or(0, |commit| commit.step),
+        observed.seconds
+    )?;
     legend(out)?;
     axis(out, length, &x, bottom)?;
     for (row, (name, _)) in rows.iter().enumerate() {
@@ -125,7 +136,7 @@ fn legend(out: &mut String) -> std::fmt::Result {
         ("network", "#b5179e"),
         ("store", "#8a5a00"),
         ("inside a process", "#e36414"),
-        ("leads", "#f2c14e"),
+        ("leads", LEADS),
     ];
     let mut x = LEFT;
     for (name, colour) in entries {
@@ -186,7 +197,7 @@ fn leaders(
         let (from, to) = (x(*at), x(until));
         writeln!(
             out,
-            r##"<rect x="{from:.1}" y="{:.1}" width="{:.1}" height="4" fill="#f2c14e"><title>{} leads in epoch {epoch}</title></rect>"##,
+            r##"<rect x="{from:.1}" y="{:.1}" width="{:.1}" height="4" fill="{LEADS}"><title>{} leads in epoch {epoch}</title></rect>"##,
             y + 5.0 + BAR - 1.0,
             (to - from).max(1.0),
             escape(process)

@@ -42,6 +42,8 @@ const IN_TURN_MS: u64 = 900;
 pub(super) struct Planned {
     pub(super) plan: Plan,
     pub(super) left_out: Vec<String>,
+    /// So many of the plan's faults must strike: all but the spare ones of a storm.
+    pub(super) num_demanded: u64,
 }
 
 /// Makes the plan; `seed` draws the faults of a storm.
@@ -66,6 +68,7 @@ pub(super) fn plan(
         planned: Planned {
             plan: Plan::default(),
             left_out: Vec::new(),
+            num_demanded: 0,
         },
         last_step: 0,
     };
@@ -88,9 +91,17 @@ pub(super) fn plan(
         mapper.add(fault, fault.moment.after_step)?;
     }
     if let Some(storm) = &scenario.storm {
-        for (step, fault) in drawn(storm, scenario.check.faults, total, seed) {
-            mapper.add(&fault, step)?;
+        let drawn = draw(storm, scenario.check.faults, total, seed);
+        let (needed, spare) = drawn.faults.split_at(drawn.faults.len() - drawn.spare);
+        for (step, fault) in needed {
+            mapper.add(fault, *step)?;
         }
+        mapper.demand_all();
+        for (step, fault) in spare {
+            mapper.add(fault, *step)?;
+        }
+    } else {
+        mapper.demand_all();
     }
     let planned = mapper.planned;
     if planned.plan.faults.is_empty() {
@@ -103,36 +114,36 @@ pub(super) fn plan(
     Ok(planned)
 }
 
-/// A storm's faults and the steps at which they strike.
-fn drawn(storm: &Storm, at_least: Option<usize>, total: u64, seed: u64) -> Vec<(u64, Fault)> {
+/// A storm's faults and the steps at which they strike; the last `spare` of them stand in for those whose target is away when they strike.
+struct Drawn {
+    faults: Vec<(u64, Fault)>,
+    spare: usize,
+}
+
+fn draw(storm: &Storm, at_least: Option<usize>, total: u64, seed: u64) -> Drawn {
     let mut random = Stream::new(seed, Purpose::Fault, &[0]);
     let from = storm.from.after_step.min(total);
     // The last faults need some steps to be recovered in.
     let room = (total - from) * 9 / 10;
-    let by_time = |seconds: f64| {
-        let lasting = storm.for_seconds.map(|length| (length / seconds) as usize);
-        lasting.or(storm.count_max).or(at_least).unwrap_or(1).max(1) as u64
+    let lasting = |seconds: f64| storm.for_seconds.map(|length| (length / seconds) as usize);
+    let fitting = match storm.spacing {
+        Spacing::EverySteps(every) => Some((room / every) as usize + 1),
+        Spacing::EverySeconds(seconds) | Spacing::RandomSeconds(seconds) => lasting(seconds),
     };
-    let count_max = storm.count_max.unwrap_or(usize::MAX) as u64;
+    // As many as a real run, where a fault that could not happen is replaced by another.
+    let count = storm.count_max.or(fitting).or(at_least).unwrap_or(1).max(1);
+    let spare = count / 20 + 1;
+    let all = (count + spare) as u64;
     let steps: Vec<u64> = match storm.spacing {
-        Spacing::EverySteps(every) => (0..count_max.min(room / every + 1))
-            .map(|number| from + number * every)
-            .collect(),
-        Spacing::EverySeconds(seconds) => {
-            let count = by_time(seconds).min(count_max);
-            (0..count)
-                .map(|number| from + number * room / count)
-                .collect()
-        }
-        Spacing::RandomSeconds(seconds) => {
-            let count = by_time(seconds).min(count_max);
-            let mut steps: Vec<u64> = (0..count).map(|_| from + random.below(room + 1)).collect();
+        Spacing::RandomSeconds(_) => {
+            let mut steps: Vec<u64> = (0..all).map(|_| from + random.below(room + 1)).collect();
             steps.sort_unstable();
             steps
         }
+        _ => (0..all).map(|number| from + number * room / all).collect(),
     };
     let weights: f64 = storm.faults.iter().map(|(weight, _)| weight).sum();
-    let mut draw = |step| {
+    let mut one = |step| {
         let mut left = random.unit_f64() * weights;
         let mut faults = storm.faults.iter();
         let found = faults.find(|(weight, _)| {
@@ -142,7 +153,10 @@ fn drawn(storm: &Storm, at_least: Option<usize>, total: u64, seed: u64) -> Vec<(
         let (_, fault) = found.or(storm.faults.last())?;
         Some((step, fault.clone()))
     };
-    steps.into_iter().filter_map(&mut draw).collect()
+    Drawn {
+        faults: steps.into_iter().filter_map(&mut one).collect(),
+        spare,
+    }
 }
 
 /// Steps of the real run as steps of the simulated one.
@@ -201,59 +215,78 @@ impl Mapper<'_> {
     fn add(&mut self, fault: &Fault, step: u64) -> Result<(), String> {
         let wrong = |why: String| format!("{}: {why}", fault.place);
         let whom = self.whom(fault).map_err(wrong)?;
-        let (actions, target) = match whom {
-            Whom::Agent => {
-                let line = format!(
-                    "{}: {}: the simulator has no agents, and the protocol does not notice their death",
-                    fault.place,
-                    fault.label()
-                );
-                if !self.planned.left_out.contains(&line) {
-                    self.planned.left_out.push(line);
-                }
-                return Ok(());
-            }
-            Whom::Loader => (
-                vec![starving(&fault.action).map_err(wrong)?],
-                SimTarget::AllOf(Role::Worker),
-            ),
-            Whom::Member(target) => (self.actions(fault).map_err(wrong)?, target),
-        };
         let moment = self.moment(fault, step);
-        for action in actions {
-            self.planned.plan.push(action, target, moment);
+        for whom in whom {
+            let (actions, target) = match whom {
+                Whom::Agent => {
+                    self.leave_out(
+                        fault,
+                        "agents, and the protocol does not notice their death",
+                    );
+                    continue;
+                }
+                Whom::Loader if fault.action == Action::Drain => {
+                    self.leave_out(fault, "loaders that could leave");
+                    continue;
+                }
+                Whom::Loader => (
+                    vec![starving(&fault.action).map_err(wrong)?],
+                    SimTarget::AllOf(Role::Worker),
+                ),
+                Whom::Member(target) => (self.actions(fault).map_err(wrong)?, target),
+            };
+            for action in actions {
+                self.planned.plan.push(action, target, moment);
+            }
         }
         Ok(())
     }
 
-    fn whom(&self, fault: &Fault) -> Result<Whom, String> {
-        let member = |target| Ok(Whom::Member(target));
+    /// What is planned so far must strike.
+    fn demand_all(&mut self) {
+        self.planned.num_demanded = self.planned.plan.faults.len() as u64;
+    }
+
+    fn leave_out(&mut self, fault: &Fault, what: &str) {
+        let line = format!(
+            "{}: {}: the simulator has no {what}",
+            fault.place,
+            fault.label()
+        );
+        if !self.planned.left_out.contains(&line) {
+            self.planned.left_out.push(line);
+        }
+    }
+
+    fn whom(&self, fault: &Fault) -> Result<Vec<Whom>, String> {
+        let member = |target| Ok(vec![Whom::Member(target)]);
         match &fault.target {
             Target::Role { role, index } => match (role.protocol(), index) {
-                (None, _) => Ok(Whom::Loader),
+                (None, _) => Ok(vec![Whom::Loader]),
                 (Some(role), None) => member(SimTarget::Role(role)),
                 (Some(role), Some(index)) => member(SimTarget::Actor(role, *index)),
             },
-            Target::Process(name) => self.process(name),
+            Target::Process(name) => Ok(vec![self.process(name)?]),
             Target::Node(name) => {
-                let own = |node: &str| node == name;
-                if self.topology.processes.iter().all(|p| own(&p.node)) {
-                    return member(SimTarget::All);
+                let processes = self.topology.processes.iter();
+                let own: Vec<Whom> = processes
+                    .filter(|process| process.node == *name)
+                    .map(|process| self.process(&process.name))
+                    .collect::<Result<_, _>>()?;
+                let is_cut = matches!(fault.action, Action::Partition { .. });
+                if is_cut && own.len() > 1 {
+                    return Err(format!(
+                        "node {name} has several processes, and the simulator cuts one off"
+                    ));
                 }
-                let mut processes = self.topology.processes.iter().filter(|p| own(&p.node));
-                match (processes.next(), processes.next()) {
-                    (Some(only), None) => self.process(&only.name),
-                    _ => Err(format!(
-                        "node {name} has several processes, and the simulator strikes one or all"
-                    )),
-                }
+                Ok(own)
             }
             Target::Any => member(SimTarget::Any),
             Target::Leader => member(SimTarget::Leader),
             Target::LeaderAndSuccessor => member(SimTarget::LeaderAndSuccessor),
             Target::ReplicasOfABlock => member(SimTarget::Replicas(None)),
             Target::All | Target::EveryProcessInTurn | Target::Store => member(SimTarget::All),
-            Target::Agent => Ok(Whom::Agent),
+            Target::Agent => Ok(vec![Whom::Agent]),
         }
     }
 
@@ -336,7 +369,7 @@ impl Mapper<'_> {
                     unknown("non_finite: its gradients are whole numbers")
                 }
             },
-            Action::Drain => unknown("drain"),
+            Action::Drain => one(Sim::Drain),
         }
     }
 
