@@ -14,7 +14,6 @@
 mod actors;
 mod agent;
 pub mod control;
-mod drain;
 mod election;
 mod injection;
 mod life;

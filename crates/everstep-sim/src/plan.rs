@@ -6,6 +6,7 @@ use everstep_protocol::coordinator::Domain;
 use everstep_protocol::{BlockId, Role};
 
 use crate::phase::Phase;
+use crate::weather::Condition;
 
 mod text;
 
@@ -338,22 +339,7 @@ impl Plan {
 impl Action {
     /// Whether it is a condition that lasts, rather than a blow.
     pub fn is_condition(&self) -> bool {
-        matches!(
-            self,
-            Action::Drop { .. }
-                | Action::Duplicate { .. }
-                | Action::Delay { .. }
-                | Action::Reorder { .. }
-                | Action::Corrupt { .. }
-                | Action::SlowLink { .. }
-                | Action::SlowWorker { .. }
-                | Action::LyingWorker { .. }
-                | Action::SlowStore { .. }
-                | Action::StoreOutage { .. }
-                | Action::LostReply { .. }
-                | Action::StaleList { .. }
-                | Action::Aftershock { .. }
-        )
+        Condition::of(self).is_some() || matches!(self, Action::Aftershock { .. })
     }
 
     /// How long it lasts, in virtual milliseconds, once it has struck.

@@ -309,6 +309,10 @@ impl World<'_> {
         hosts: Vec<usize>,
         random: &mut Stream,
     ) -> bool {
+        if let Some((condition, value)) = Condition::of(action) {
+            self.begin_window(condition, value, target, &hosts, action.duration_ms());
+            return true;
+        }
         let now_ms = self.now_ms;
         match *action {
             Action::Kill { down_ms } => {
@@ -371,43 +375,6 @@ impl World<'_> {
                 }
                 return !hosts.is_empty();
             }
-            Action::Drop { for_ms, permille } => {
-                self.begin_window(Condition::Drop, target, &hosts, for_ms, permille);
-            }
-            Action::Duplicate { for_ms, permille } => {
-                self.begin_window(Condition::Duplicate, target, &hosts, for_ms, permille);
-            }
-            Action::Delay { for_ms, permille } => {
-                self.begin_window(Condition::Delay, target, &hosts, for_ms, permille);
-            }
-            Action::Reorder { for_ms } => {
-                self.begin_window(Condition::Reorder, target, &hosts, for_ms, 1);
-            }
-            Action::Corrupt { for_ms, permille } => {
-                self.begin_window(Condition::Corrupt, target, &hosts, for_ms, permille);
-            }
-            Action::SlowLink { for_ms, tensor_ms } => {
-                self.begin_window(Condition::SlowLink, target, &hosts, for_ms, tensor_ms);
-            }
-            Action::SlowWorker { for_ms, factor } => {
-                self.begin_window(Condition::SlowWorker, target, &hosts, for_ms, factor);
-            }
-            Action::LyingWorker { for_ms, permille } => {
-                self.begin_window(Condition::LyingWorker, target, &hosts, for_ms, permille);
-            }
-            Action::SlowStore { for_ms, max_ms } => {
-                self.begin_window(Condition::SlowStore, Target::All, &hosts, for_ms, max_ms);
-            }
-            Action::StoreOutage { for_ms } => {
-                self.begin_window(Condition::StoreOutage, Target::All, &hosts, for_ms, 1);
-            }
-            Action::LostReply { for_ms, permille } => {
-                self.begin_window(Condition::LostReply, Target::All, &hosts, for_ms, permille);
-            }
-            Action::StaleList { for_ms } => {
-                self.weather.stale = (self.store.latest_epoch(), self.store.newest());
-                self.begin_window(Condition::StaleList, Target::All, &hosts, for_ms, 1);
-            }
             Action::StoreRace => {
                 let standing: Vec<usize> = (0..self.plan.topology.num_coordinators as usize)
                     .filter(|actor| {
@@ -425,8 +392,9 @@ impl World<'_> {
                 return !standing.is_empty();
             }
             Action::DamageCheckpoint { missing } => return self.damage_checkpoint(missing, random),
-            Action::LateJoin { .. } => {}
             Action::Aftershock { times } => self.pending.aftershocks += times,
+            // The others are conditions, or happen at the start.
+            _ => {}
         }
         true
     }
@@ -434,19 +402,17 @@ impl World<'_> {
     fn begin_window(
         &mut self,
         condition: Condition,
+        value: u64,
         target: Target,
         hosts: &[usize],
         for_ms: u64,
-        value: u64,
     ) {
-        let mask = if target == Target::All {
-            u64::MAX
-        } else {
-            hosts.iter().fold(0, |mask, host| mask | (1 << host))
-        };
+        if condition == Condition::StaleList {
+            self.weather.stale = (self.store.latest_epoch(), self.store.newest());
+        }
         self.weather.push(Window {
             condition,
-            hosts: mask,
+            hosts: condition.mask(hosts, target == Target::All),
             until_ms: self.now_ms + for_ms,
             value,
         });

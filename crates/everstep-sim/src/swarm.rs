@@ -6,86 +6,6 @@ use everstep_protocol::random::{Purpose, Stream};
 use crate::phase::Phase;
 use crate::plan::{Action, Moment, Plan, Target, Timing, Topology, Workload};
 
-/// Members of the swarm. A seed enables each at random.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    KillWorker,
-    KillShard,
-    KillCoordinator,
-    KillLeader,
-    KillLeaderAndSuccessor,
-    KillAllOfRole,
-    KillBlock,
-    KillAll,
-    KillMidway,
-    InPhase,
-    RollingRestart,
-    Freeze,
-    Zombie,
-    ZombieLeader,
-    Partition,
-    OneWayCut,
-    Flap,
-    FalseSuspicion,
-    Drain,
-    StoreOutage,
-    StaleList,
-    StoreRace,
-    DamageCheckpoint,
-    // From here on: conditions of the whole chaos phase.
-    Aftershock,
-    Drop,
-    Duplicate,
-    Reorder,
-    Delay,
-    Corrupt,
-    SlowLink,
-    SlowWorker,
-    LateJoin,
-    SlowStore,
-    LostReply,
-}
-
-const STRIKES: [Kind; 23] = [
-    Kind::KillWorker,
-    Kind::KillShard,
-    Kind::KillCoordinator,
-    Kind::KillLeader,
-    Kind::KillLeaderAndSuccessor,
-    Kind::KillAllOfRole,
-    Kind::KillBlock,
-    Kind::KillAll,
-    Kind::KillMidway,
-    Kind::InPhase,
-    Kind::RollingRestart,
-    Kind::Freeze,
-    Kind::Zombie,
-    Kind::ZombieLeader,
-    Kind::Partition,
-    Kind::OneWayCut,
-    Kind::Flap,
-    Kind::FalseSuspicion,
-    Kind::Drain,
-    Kind::StoreOutage,
-    Kind::StaleList,
-    Kind::StoreRace,
-    Kind::DamageCheckpoint,
-];
-
-const CONDITIONS: [Kind; 11] = [
-    Kind::Aftershock,
-    Kind::Drop,
-    Kind::Duplicate,
-    Kind::Reorder,
-    Kind::Delay,
-    Kind::Corrupt,
-    Kind::SlowLink,
-    Kind::SlowWorker,
-    Kind::LateJoin,
-    Kind::SlowStore,
-    Kind::LostReply,
-];
-
 struct Draw(Stream);
 
 impl Draw {
@@ -105,218 +25,179 @@ impl Draw {
         self.of(&[Role::Worker, Role::Shard, Role::Coordinator])
     }
 
-    fn strike(&mut self, kind: Kind) -> (Action, Target) {
-        let kill = Action::Kill { down_ms: None };
-        match kind {
-            Kind::KillWorker => (kill, Target::Role(Role::Worker)),
-            Kind::KillShard => (kill, Target::Role(Role::Shard)),
-            Kind::KillCoordinator => (kill, Target::Role(Role::Coordinator)),
-            Kind::KillLeader => (kill, Target::Leader),
-            Kind::KillLeaderAndSuccessor => (kill, Target::LeaderAndSuccessor),
-            Kind::KillAllOfRole => (
-                kill,
-                Target::AllOf(self.of(&[
-                    Role::Worker,
-                    Role::Shard,
-                    Role::Shard,
-                    Role::Coordinator,
-                ])),
-            ),
-            Kind::KillBlock => (kill, Target::Replicas(None)),
-            Kind::KillAll => (kill, Target::All),
-            Kind::KillMidway => (Action::KillMidway, Target::Any),
-            Kind::InPhase => {
-                let target = self.of(&[
-                    Target::Concerned,
-                    Target::Concerned,
-                    Target::Concerned,
-                    Target::Leader,
-                    Target::Primary(None),
-                    Target::Replicas(None),
-                    Target::LeaderAndSuccessor,
-                    Target::All,
-                ]);
-                let action = match self.between(0, 5) {
-                    0 => Action::Freeze {
-                        for_ms: self.between(10, 2500),
-                    },
-                    1 => Action::FalseSuspicion,
-                    2 => Action::Partition {
-                        for_ms: self.between(20, 1500),
-                    },
-                    _ => kill,
-                };
-                (action, target)
-            }
-            Kind::RollingRestart => (
-                Action::RollingRestart {
-                    pause_ms: self.between(20, 300),
-                },
-                if self.one_in(2) {
-                    Target::All
-                } else {
-                    Target::AllOf(self.role())
-                },
-            ),
-            Kind::Freeze => (
-                Action::Freeze {
-                    for_ms: self.between(10, 1500),
-                },
-                Target::Any,
-            ),
-            Kind::Zombie => (
-                Action::Freeze {
-                    for_ms: self.between(1000, 5000),
-                },
-                Target::Any,
-            ),
-            Kind::ZombieLeader => (
-                Action::Freeze {
-                    for_ms: self.between(600, 4000),
-                },
-                Target::Leader,
-            ),
-            Kind::Partition => (
-                Action::Partition {
-                    for_ms: self.between(20, 1500),
-                },
-                self.of(&[
-                    Target::Any,
-                    Target::Any,
-                    Target::Leader,
-                    Target::Primary(None),
-                ]),
-            ),
-            Kind::OneWayCut => (
-                Action::OneWayCut {
-                    for_ms: self.between(20, 1500),
-                },
-                self.of(&[
-                    Target::Any,
-                    Target::Any,
-                    Target::Leader,
-                    Target::Primary(None),
-                ]),
-            ),
-            Kind::Flap => (
-                Action::Flap {
-                    for_ms: self.between(200, 2000),
-                    period_ms: self.between(20, 250),
-                },
-                self.of(&[Target::Any, Target::Leader, Target::Role(Role::Shard)]),
-            ),
-            Kind::FalseSuspicion => (Action::FalseSuspicion, Target::Any),
-            Kind::Drain => {
-                let targets = [
-                    Target::Role(Role::Shard),
-                    Target::Role(Role::Worker),
-                    Target::AllOf(Role::Shard),
-                ];
-                (Action::Drain, self.of(&targets))
-            }
-            Kind::StoreOutage => (
-                Action::StoreOutage {
-                    for_ms: self.between(100, 3000),
-                },
-                Target::All,
-            ),
-            Kind::StaleList => (
-                Action::StaleList {
-                    for_ms: self.between(100, 2000),
-                },
-                Target::All,
-            ),
-            Kind::StoreRace => (Action::StoreRace, Target::All),
-            Kind::DamageCheckpoint => (
-                Action::DamageCheckpoint {
-                    missing: self.one_in(2),
-                },
-                Target::All,
-            ),
-            // Conditions are made by `condition`.
-            _ => (Action::FalseSuspicion, Target::Any),
+    fn freeze(&mut self, low_ms: u64, high_ms: u64) -> Action {
+        Action::Freeze {
+            for_ms: self.between(low_ms, high_ms),
         }
     }
 
-    fn condition(&mut self, kind: Kind, chaos_ms: u64) -> (Action, Target) {
-        let for_ms = chaos_ms;
-        match kind {
-            Kind::Drop => (
-                Action::Drop {
-                    for_ms,
-                    permille: self.between(10, 250),
-                },
-                Target::All,
-            ),
-            Kind::Duplicate => (
-                Action::Duplicate {
-                    for_ms,
-                    permille: self.between(10, 300),
-                },
-                Target::All,
-            ),
-            Kind::Reorder => (Action::Reorder { for_ms }, Target::All),
-            Kind::Delay => (
-                Action::Delay {
-                    for_ms,
-                    permille: 15,
-                },
-                Target::All,
-            ),
-            Kind::Corrupt => (
-                Action::Corrupt {
-                    for_ms,
-                    permille: self.between(5, 60),
-                },
-                Target::All,
-            ),
-            Kind::SlowLink => (
-                Action::SlowLink {
-                    for_ms,
-                    tensor_ms: self.between(5, 60),
-                },
-                self.of(&[
-                    Target::Any,
-                    Target::Role(Role::Shard),
-                    Target::Role(Role::Worker),
-                ]),
-            ),
-            Kind::SlowWorker => (
-                Action::SlowWorker {
-                    for_ms,
-                    factor: self.between(10, 60),
-                },
-                Target::Actor(Role::Worker, 0),
-            ),
-            Kind::LateJoin => (
-                Action::LateJoin {
-                    at_ms: self.between(50, chaos_ms.max(51)),
-                },
-                Target::Role(self.of(&[Role::Worker, Role::Shard])),
-            ),
-            Kind::SlowStore => (
-                Action::SlowStore {
-                    for_ms,
-                    max_ms: self.between(200, 1500),
-                },
-                Target::All,
-            ),
-            Kind::LostReply => (
-                Action::LostReply {
-                    for_ms,
-                    permille: self.between(50, 500),
-                },
-                Target::All,
-            ),
-            _ => (
-                Action::Aftershock {
-                    times: self.between(1, 8),
-                },
-                Target::All,
-            ),
-        }
+    /// One side of a cut.
+    fn side(&mut self) -> Target {
+        self.of(&[
+            Target::Any,
+            Target::Any,
+            Target::Leader,
+            Target::Primary(None),
+        ])
+    }
+
+    /// What strikes in a phase, and whom.
+    fn in_phase(&mut self) -> (Action, Target) {
+        let target = self.of(&[
+            Target::Concerned,
+            Target::Concerned,
+            Target::Concerned,
+            Target::Leader,
+            Target::Primary(None),
+            Target::Replicas(None),
+            Target::LeaderAndSuccessor,
+            Target::All,
+        ]);
+        let action = match self.between(0, 5) {
+            0 => self.freeze(10, 2500),
+            1 => Action::FalseSuspicion,
+            2 => Action::Partition {
+                for_ms: self.between(20, 1500),
+            },
+            _ => KILL,
+        };
+        (action, target)
     }
 }
+
+/// A way to strike, with what is drawn for it.
+#[derive(Clone, Copy)]
+enum Strike {
+    /// At any moment.
+    Anytime(fn(&mut Draw) -> (Action, Target)),
+    /// When the protocol is in a certain phase.
+    InPhase,
+}
+
+const KILL: Action = Action::Kill { down_ms: None };
+
+/// What may strike. A seed enables each at random.
+const STRIKES: [Strike; 23] = [
+    Strike::Anytime(|_| (KILL, Target::Role(Role::Worker))),
+    Strike::Anytime(|_| (KILL, Target::Role(Role::Shard))),
+    Strike::Anytime(|_| (KILL, Target::Role(Role::Coordinator))),
+    Strike::Anytime(|_| (KILL, Target::Leader)),
+    Strike::Anytime(|_| (KILL, Target::LeaderAndSuccessor)),
+    Strike::Anytime(|draw| {
+        let roles = [Role::Worker, Role::Shard, Role::Shard, Role::Coordinator];
+        (KILL, Target::AllOf(draw.of(&roles)))
+    }),
+    Strike::Anytime(|_| (KILL, Target::Replicas(None))),
+    Strike::Anytime(|_| (KILL, Target::All)),
+    Strike::Anytime(|_| (Action::KillMidway, Target::Any)),
+    Strike::InPhase,
+    Strike::Anytime(|draw| {
+        let pause_ms = draw.between(20, 300);
+        let target = if draw.one_in(2) {
+            Target::All
+        } else {
+            Target::AllOf(draw.role())
+        };
+        (Action::RollingRestart { pause_ms }, target)
+    }),
+    Strike::Anytime(|draw| (draw.freeze(10, 1500), Target::Any)),
+    // Long enough to be declared lost.
+    Strike::Anytime(|draw| (draw.freeze(1000, 5000), Target::Any)),
+    Strike::Anytime(|draw| (draw.freeze(600, 4000), Target::Leader)),
+    Strike::Anytime(|draw| {
+        let for_ms = draw.between(20, 1500);
+        (Action::Partition { for_ms }, draw.side())
+    }),
+    Strike::Anytime(|draw| {
+        let for_ms = draw.between(20, 1500);
+        (Action::OneWayCut { for_ms }, draw.side())
+    }),
+    Strike::Anytime(|draw| {
+        let action = Action::Flap {
+            for_ms: draw.between(200, 2000),
+            period_ms: draw.between(20, 250),
+        };
+        let targets = [Target::Any, Target::Leader, Target::Role(Role::Shard)];
+        (action, draw.of(&targets))
+    }),
+    Strike::Anytime(|_| (Action::FalseSuspicion, Target::Any)),
+    Strike::Anytime(|draw| {
+        let targets = [
+            Target::Role(Role::Shard),
+            Target::Role(Role::Worker),
+            Target::AllOf(Role::Shard),
+        ];
+        (Action::Drain, draw.of(&targets))
+    }),
+    Strike::Anytime(|draw| {
+        let for_ms = draw.between(100, 3000);
+        (Action::StoreOutage { for_ms }, Target::All)
+    }),
+    Strike::Anytime(|draw| {
+        let for_ms = draw.between(100, 2000);
+        (Action::StaleList { for_ms }, Target::All)
+    }),
+    Strike::Anytime(|_| (Action::StoreRace, Target::All)),
+    Strike::Anytime(|draw| {
+        let missing = draw.one_in(2);
+        (Action::DamageCheckpoint { missing }, Target::All)
+    }),
+];
+
+/// A condition of the whole chaos phase of so many milliseconds, with what is drawn for it.
+type Condition = fn(&mut Draw, u64) -> (Action, Target);
+
+/// What may hold for the whole chaos phase. A seed enables each at random.
+const CONDITIONS: [Condition; 11] = [
+    |draw, _| {
+        let times = draw.between(1, 8);
+        (Action::Aftershock { times }, Target::All)
+    },
+    |draw, for_ms| {
+        let permille = draw.between(10, 250);
+        (Action::Drop { for_ms, permille }, Target::All)
+    },
+    |draw, for_ms| {
+        let permille = draw.between(10, 300);
+        (Action::Duplicate { for_ms, permille }, Target::All)
+    },
+    |_, for_ms| (Action::Reorder { for_ms }, Target::All),
+    |_, for_ms| {
+        let permille = 15;
+        (Action::Delay { for_ms, permille }, Target::All)
+    },
+    |draw, for_ms| {
+        let permille = draw.between(5, 60);
+        (Action::Corrupt { for_ms, permille }, Target::All)
+    },
+    |draw, for_ms| {
+        let tensor_ms = draw.between(5, 60);
+        let targets = [
+            Target::Any,
+            Target::Role(Role::Shard),
+            Target::Role(Role::Worker),
+        ];
+        (Action::SlowLink { for_ms, tensor_ms }, draw.of(&targets))
+    },
+    |draw, for_ms| {
+        let factor = draw.between(10, 60);
+        let target = Target::Actor(Role::Worker, 0);
+        (Action::SlowWorker { for_ms, factor }, target)
+    },
+    |draw, chaos_ms| {
+        let at_ms = draw.between(50, chaos_ms.max(51));
+        let role = draw.of(&[Role::Worker, Role::Shard]);
+        (Action::LateJoin { at_ms }, Target::Role(role))
+    },
+    |draw, for_ms| {
+        let max_ms = draw.between(200, 1500);
+        (Action::SlowStore { for_ms, max_ms }, Target::All)
+    },
+    |draw, for_ms| {
+        let permille = draw.between(50, 500);
+        (Action::LostReply { for_ms, permille }, Target::All)
+    },
+];
 
 impl Plan {
     /// The plan of a seed, always the same.
@@ -365,10 +246,10 @@ impl Plan {
             20 + compute_max_ms * u64::from(num_slots).div_ceil(u64::from(num_workers));
         let chaos_ms = num_steps * per_step_ms * draw.between(1, 4) + draw.between(0, 500);
         plan.chaos_ms = Some(chaos_ms);
-        for kind in CONDITIONS {
+        for condition in CONDITIONS {
             if draw.one_in(rarity) {
-                let (action, target) = draw.condition(kind, chaos_ms);
-                let times = if kind == Kind::LateJoin {
+                let (action, target) = condition(&mut draw, chaos_ms);
+                let times = if matches!(action, Action::LateJoin { .. }) {
                     draw.between(1, 2)
                 } else {
                     1
@@ -380,7 +261,7 @@ impl Plan {
                 }
             }
         }
-        let striking: Vec<Kind> = STRIKES
+        let striking: Vec<Strike> = STRIKES
             .into_iter()
             .filter(|_| draw.one_in(rarity))
             .collect();
@@ -391,25 +272,38 @@ impl Plan {
         };
         for _ in 0..num_strikes {
             // There are as many phases as other kinds.
-            let kind = if draw.one_in(4) {
-                Kind::InPhase
+            let strike = if draw.one_in(4) {
+                Strike::InPhase
             } else {
                 draw.of(&striking)
             };
-            let (action, target) = draw.strike(kind);
-            let moment = if kind == Kind::InPhase {
-                Moment::Phase {
-                    phase: draw.of(&Phase::ALL),
-                    from_step: draw.between(0, num_steps - 1),
-                    skip: draw.between(0, 8) / 3,
+            let ((action, target), moment) = match strike {
+                Strike::InPhase => {
+                    let what = draw.in_phase();
+                    let moment = Moment::Phase {
+                        phase: draw.of(&Phase::ALL),
+                        from_step: draw.between(0, num_steps - 1),
+                        skip: draw.between(0, 8) / 3,
+                    };
+                    (what, moment)
                 }
-            } else if draw.one_in(8) {
-                Moment::Step(draw.between(0, num_steps - 1))
-            } else {
-                Moment::At(draw.between(0, chaos_ms))
+                Strike::Anytime(what) => {
+                    let what = what(&mut draw);
+                    let moment = if draw.one_in(8) {
+                        Moment::Step(draw.between(0, num_steps - 1))
+                    } else {
+                        Moment::At(draw.between(0, chaos_ms))
+                    };
+                    (what, moment)
+                }
             };
             plan.push(action, target, moment);
         }
+        plan.flaky_leaders(
+            &mut Draw(Stream::new(seed, Purpose::Fault, &[4])),
+            rarity,
+            chaos_ms,
+        );
         let mut lies = Draw(Stream::new(seed, Purpose::Fault, &[2]));
         if lies.one_in(rarity) {
             plan.workload.audit_permille = lies.of(&[1000, 1000, 500]);
@@ -423,5 +317,31 @@ impl Plan {
             plan.workload.audit_permille = 300;
         }
         plan
+    }
+
+    /// Whoever leads hears and is heard badly, and is replaced again and again, while replicas lag behind: leaders that know little of what
+    /// others hold, and members that know little of who leads.
+    fn flaky_leaders(&mut self, draw: &mut Draw, rarity: u64, for_ms: u64) {
+        if !draw.one_in(2 * rarity) {
+            return;
+        }
+        for (target, permille) in [
+            (Target::AllOf(Role::Coordinator), draw.between(100, 400)),
+            (Target::Role(Role::Shard), draw.between(0, 300)),
+        ] {
+            self.push(Action::Drop { for_ms, permille }, target, Moment::At(30));
+        }
+        let permille = draw.between(0, 200);
+        let links = Target::AllOf(Role::Coordinator);
+        self.push(Action::Delay { for_ms, permille }, links, Moment::At(30));
+        // Replicas are seeded late, and no leader knows what the others have decided.
+        self.timing.shares_log &= draw.one_in(4);
+        self.timing.seed_max_ms = 300;
+        for _ in 0..draw.between(1, 3) {
+            let step = draw.between(0, self.workload.num_steps - 1);
+            self.push(KILL, Target::Primary(None), Moment::Step(step));
+            let step = draw.between(step, self.workload.num_steps - 1);
+            self.push(KILL, Target::Leader, Moment::Step(step));
+        }
     }
 }

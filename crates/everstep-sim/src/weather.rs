@@ -2,6 +2,8 @@
 
 use everstep_protocol::Step;
 
+use crate::plan::Action;
+
 /// What a condition does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Condition {
@@ -17,6 +19,47 @@ pub(crate) enum Condition {
     StoreOutage,
     LostReply,
     StaleList,
+}
+
+impl Condition {
+    /// The condition that an action brings, if it does, and how strong it is: thousandths, milliseconds or a factor; 1 where there is
+    /// nothing to say.
+    pub(crate) fn of(action: &Action) -> Option<(Condition, u64)> {
+        Some(match *action {
+            Action::Drop { permille, .. } => (Condition::Drop, permille),
+            Action::Duplicate { permille, .. } => (Condition::Duplicate, permille),
+            Action::Delay { permille, .. } => (Condition::Delay, permille),
+            Action::Reorder { .. } => (Condition::Reorder, 1),
+            Action::Corrupt { permille, .. } => (Condition::Corrupt, permille),
+            Action::SlowLink { tensor_ms, .. } => (Condition::SlowLink, tensor_ms),
+            Action::SlowWorker { factor, .. } => (Condition::SlowWorker, factor),
+            Action::LyingWorker { permille, .. } => (Condition::LyingWorker, permille),
+            Action::SlowStore { max_ms, .. } => (Condition::SlowStore, max_ms),
+            Action::StoreOutage { .. } => (Condition::StoreOutage, 1),
+            Action::LostReply { permille, .. } => (Condition::LostReply, permille),
+            Action::StaleList { .. } => (Condition::StaleList, 1),
+            _ => return None,
+        })
+    }
+
+    /// Whether it is one of the store, which everybody has in common.
+    fn is_of_store(self) -> bool {
+        matches!(
+            self,
+            Condition::SlowStore
+                | Condition::StoreOutage
+                | Condition::LostReply
+                | Condition::StaleList
+        )
+    }
+
+    /// The hosts that it meets, as bits, when it is aimed at `hosts`, or at everybody who comes.
+    pub(crate) fn mask(self, hosts: &[usize], at_all: bool) -> u64 {
+        if at_all || self.is_of_store() {
+            return u64::MAX;
+        }
+        hosts.iter().fold(0, |mask, host| mask | (1 << host))
+    }
 }
 
 /// A condition, where and until when.

@@ -181,11 +181,7 @@ impl WorkerState {
                 }
                 self.compute_if_ready()
             }
-            ClusterMessage::Released => {
-                self.context.released(self.address);
-                Ok(())
-            }
-            ClusterMessage::BatchRequest { .. } | ClusterMessage::Drain { .. } => Ok(()),
+            ClusterMessage::BatchRequest { .. } => Ok(()),
             ClusterMessage::Protocol(message) => {
                 let Some(from) = member_of(from, from_incarnation) else {
                     return Ok(());

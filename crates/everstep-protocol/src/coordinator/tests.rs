@@ -55,14 +55,22 @@ impl Bench {
 
     /// Two shards and two workers in step 0 of epoch 1.
     fn training(config: CoordinatorConfig) -> Self {
+        Self::training_of(2, 2, config)
+    }
+
+    /// So many workers and shards in step 0 of epoch 1.
+    fn training_of(num_workers: u32, num_shards: u32, config: CoordinatorConfig) -> Self {
         let mut bench = Self::new(config);
         bench.elect(1, 0, 0);
-        bench.hello(worker(0), idle());
-        bench.hello(worker(1), idle());
-        bench.hello(shard(0), empty());
-        bench.hello(shard(1), empty());
-        bench.ready(shard(0));
-        bench.ready(shard(1));
+        for index in 0..num_workers {
+            bench.hello(worker(index), idle());
+        }
+        for index in 0..num_shards {
+            bench.hello(shard(index), empty());
+        }
+        for index in 0..num_shards {
+            bench.ready(shard(index));
+        }
         assert_eq!(bench.coordinator.phase(), Phase::Training);
         bench
     }

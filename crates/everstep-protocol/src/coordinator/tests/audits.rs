@@ -7,7 +7,7 @@ const TRUTH: u64 = 1;
 
 /// One slot, audited; workers 0 to `num_workers`, of which worker 0 is leased the slot.
 fn audited(num_workers: u32) -> Bench {
-    let mut bench = Bench::new(CoordinatorConfig {
+    let config = CoordinatorConfig {
         num_slots: 1,
         num_blocks: 1,
         audit: AuditPlan {
@@ -15,17 +15,8 @@ fn audited(num_workers: u32) -> Bench {
             share: 1.0,
         },
         ..config()
-    });
-    bench.elect(1, 0, 0);
-    for index in 0..num_workers {
-        bench.hello(worker(index), idle());
-    }
-    bench.hello(shard(0), empty());
-    bench.hello(shard(1), empty());
-    bench.ready(shard(0));
-    bench.ready(shard(1));
-    assert_eq!(bench.coordinator.phase(), Phase::Training);
-    bench
+    };
+    Bench::training_of(num_workers, 2, config)
 }
 
 impl Bench {

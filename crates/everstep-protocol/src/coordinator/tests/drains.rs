@@ -49,23 +49,13 @@ fn decide(bench: &mut Bench, step: u64) -> Vec<String> {
 }
 
 fn three_shards() -> Bench {
-    let mut bench = Bench::new(CoordinatorConfig {
+    let config = CoordinatorConfig {
         num_shards: 3,
         num_steps: 8,
         checkpoint_every: 0,
         ..config()
-    });
-    bench.elect(1, 0, 0);
-    bench.hello(worker(0), idle());
-    bench.hello(worker(1), idle());
-    for index in 0..3 {
-        bench.hello(shard(index), empty());
-    }
-    for index in 0..3 {
-        bench.ready(shard(index));
-    }
-    assert_eq!(bench.coordinator.phase(), Phase::Training);
-    bench
+    };
+    Bench::training_of(2, 3, config)
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::*;
 
 /// One block on one shard, eight slots.
 fn bench(num_workers: u32, num_steps: u64) -> Bench {
-    let mut bench = Bench::new(CoordinatorConfig {
+    let config = CoordinatorConfig {
         num_slots: 8,
         num_blocks: 1,
         num_steps,
@@ -13,14 +13,8 @@ fn bench(num_workers: u32, num_steps: u64) -> Bench {
         checkpoint_every: 0,
         lease_ms: 5000,
         ..config()
-    });
-    bench.elect(1, 0, 0);
-    for index in 0..num_workers {
-        bench.hello(worker(index), idle());
-    }
-    bench.hello(shard(0), empty());
-    bench.ready(shard(0));
-    bench
+    };
+    Bench::training_of(num_workers, 1, config)
 }
 
 /// Decides the step; returns the leases of the next one.
