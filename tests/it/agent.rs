@@ -7,19 +7,7 @@ use everstep_cluster::control::{self, Injection, Reply, Request};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{STEPS, Workbench, everstep};
-
-/// Seconds between two events, by their times of day.
-fn seconds_between(first: &Value, second: &Value) -> f64 {
-    let seconds = |event: &Value| {
-        let time = event["time"].as_str().unwrap();
-        let (_, clock) = time.trim_end_matches('Z').split_once('T').unwrap();
-        clock
-            .split(':')
-            .fold(0.0, |sum, part| sum * 60.0 + part.parse::<f64>().unwrap())
-    };
-    (seconds(second) - seconds(first)).rem_euclid(86_400.0)
-}
+use crate::support::{STEPS, Workbench, everstep, seconds_between};
 
 #[test]
 fn processes_outlive_their_agent_and_the_next_one_adopts_them() {

@@ -27,6 +27,18 @@ pub(crate) struct Workbench {
     folder: tempfile::TempDir,
 }
 
+/// Seconds between two events, by their times of day.
+pub(crate) fn seconds_between(first: &Value, second: &Value) -> f64 {
+    let seconds = |event: &Value| {
+        let time = event["time"].as_str().unwrap();
+        let (_, clock) = time.trim_end_matches('Z').split_once('T').unwrap();
+        clock
+            .split(':')
+            .fold(0.0, |sum, part| sum * 60.0 + part.parse::<f64>().unwrap())
+    };
+    (seconds(second) - seconds(first)).rem_euclid(86_400.0)
+}
+
 /// Steps of the standard run.
 pub(crate) const STEPS: u64 = 200;
 

@@ -9,7 +9,7 @@ use everstep_cluster::{
     HangPolicy, ProcessError, RestartPolicy, RunContext, RunDir, RunRequest, run_process,
 };
 use everstep_telemetry::{Event, EventLog};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::args::{ProcessArgs, RunFileArgs, TrainArgs};
 use crate::progress::Progress;
@@ -36,17 +36,21 @@ pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
         supervise(&run, None, stop_signals)
     };
     progress.finish();
-    if outcome? == AgentOutcome::Finished {
-        events.append(&Event::RunFinished {
-            step: run.num_steps(),
-            seconds: started.elapsed().as_secs_f64(),
-        })?;
-        crate::progress::summary(&run, started.elapsed())
-    } else {
-        anyhow::bail!(
+    match outcome? {
+        AgentOutcome::Finished => {}
+        AgentOutcome::Drained => anyhow::bail!(
+            "stopped after step {}, which is committed; the same command goes on from there",
+            run.last_logged_step()?.unwrap_or(0)
+        ),
+        AgentOutcome::Stopped => anyhow::bail!(
             "stopped before the last step; the same command goes on from the last checkpoint"
-        )
+        ),
     }
+    events.append(&Event::RunFinished {
+        step: run.num_steps(),
+        seconds: started.elapsed().as_secs_f64(),
+    })?;
+    crate::progress::summary(&run, started.elapsed())
 }
 
 /// Reads the run file, checks everything that a user can get wrong, and lays out the run directory.
@@ -86,15 +90,28 @@ fn in_this_process(run: &Arc<RunContext>, run_dir: &RunDir) -> anyhow::Result<Ag
     runtime.block_on(async {
         let telemetry = run.telemetry(0)?;
         everstep_cluster::write_single_process_status(run_dir, &run.topology)?;
-        let (signals, mut stop) = mpsc::channel(1);
+        let (signals, mut told) = mpsc::channel(1);
+        let (leave, leaves) = oneshot::channel::<()>();
+        let leaves = async {
+            if leaves.await.is_err() {
+                std::future::pending().await
+            }
+        };
+        let stopped = async {
+            if told.recv().await == Some(AgentSignal::Leave) {
+                let _ = leave.send(());
+                told.recv().await;
+            }
+        };
         let outcome = tokio::select! {
-            outcome = run_process(run.clone(), run_dir.clone(), 0) => outcome,
-            _ = stop.recv() => Ok(Ending::Stopped),
+            outcome = run_process(run.clone(), run_dir.clone(), 0, leaves) => outcome,
+            () = stopped => Ok(Ending::Stopped),
             () = stop_signals(signals) => Ok(Ending::Stopped),
         };
         telemetry.shutdown();
         match outcome {
             Ok(Ending::Finished) => Ok(AgentOutcome::Finished),
+            Ok(Ending::Drained) => Ok(AgentOutcome::Drained),
             Ok(_) => Ok(AgentOutcome::Stopped),
             Err(ProcessError::User(message)) => Err(user(message)),
             Err(other) => Err(other.into()),
@@ -145,7 +162,7 @@ pub(crate) fn process(args: ProcessArgs) -> anyhow::Result<()> {
         .with_context(|| format!("no process {} in the topology", args.name))?;
     runtime(4)?.block_on(async {
         let telemetry = run.telemetry(process)?;
-        let outcome = run_process(run.clone(), run_dir, process).await;
+        let outcome = run_process(run.clone(), run_dir, process, std::future::pending()).await;
         telemetry.shutdown();
         let code = match outcome {
             Ok(_) => 0,
@@ -171,7 +188,8 @@ fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
         .context("the async runtime cannot start")
 }
 
-/// SIGINT and SIGTERM stop the run, which goes on another time; the second one does not wait for the processes to end by themselves.
+/// SIGINT and SIGTERM end the run after the open step, which is committed first. The second one does not wait for that, and the third one
+/// not for the processes to end by themselves.
 async fn stop_signals(agent: mpsc::Sender<AgentSignal>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (
@@ -180,13 +198,15 @@ async fn stop_signals(agent: mpsc::Sender<AgentSignal>) {
     ) else {
         return std::future::pending().await;
     };
+    let mut signal = AgentSignal::Leave;
     loop {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        if agent.send(AgentSignal::Stop).await.is_err() {
+        if agent.send(signal).await.is_err() {
             return;
         }
+        signal = AgentSignal::Stop;
     }
 }

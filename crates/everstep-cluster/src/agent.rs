@@ -274,7 +274,8 @@ impl Agent {
                 biased;
                 signal = signals.recv() => match signal {
                     Some(AgentSignal::Preempted(notice)) => self.preempted(&notice),
-                    Some(AgentSignal::Stop) | None => return Ok(AgentOutcome::Stopped),
+                    Some(AgentSignal::Leave) if self.leave() => {}
+                    Some(AgentSignal::Leave | AgentSignal::Stop) | None => return Ok(AgentOutcome::Stopped),
                 },
                 () = patience => return Ok(match self.over {
                     Some(_) => AgentOutcome::Finished,

@@ -14,6 +14,7 @@
 mod actors;
 mod agent;
 pub mod control;
+mod drain;
 mod election;
 mod injection;
 mod life;

@@ -34,6 +34,15 @@ pub(crate) enum ClusterMessage {
         /// Its tokens.
         batch: Arc<TokenBatch>,
     },
+    /// To the coordinators: these lives of processes shall leave.
+    Drain {
+        /// Processes and their lives.
+        processes: Vec<(u32, u64)>,
+        /// Seconds until they are taken away, if that is so.
+        seconds_left: Option<u64>,
+    },
+    /// Leader to an actor of a leaving process: nothing refers to it any more.
+    Released,
 }
 
 /// A message as it reaches an actor.

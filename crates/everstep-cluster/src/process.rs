@@ -10,6 +10,7 @@
 //! └─ coordinator-N  permanent   a new life takes a new epoch
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -114,6 +115,10 @@ pub(crate) struct ProcessContext {
     /// The compute threads of this process.
     pub(crate) devices: Devices,
     checkpointer: Mutex<Option<ActorRef<CheckpointerMessage>>>,
+    /// Where tasks of threads that are not the runtime's go.
+    pub(crate) runtime: tokio::runtime::Handle,
+    /// Actors of this process that may go.
+    pub(crate) released: Mutex<BTreeSet<ActorAddress>>,
 }
 
 impl std::fmt::Debug for ProcessContext {
@@ -160,6 +165,14 @@ impl ProcessContext {
         })
     }
 
+    /// Name and node of a process.
+    pub(crate) fn name_and_node(&self, process: u32) -> (String, String) {
+        let process = self.run.topology.processes.get(process as usize);
+        process.map_or_else(Default::default, |process| {
+            (process.name.clone(), process.node.clone())
+        })
+    }
+
     /// Appends to the event log; a log that cannot be written does not stop training.
     pub(crate) fn event(&self, event: &Event) {
         if let Err(error) = self.events.append(event) {
@@ -179,15 +192,6 @@ impl ProcessContext {
             known.get_or_insert(ending);
             is_first
         });
-    }
-
-    /// Tells the coordinators that a node is to be drained.
-    pub(crate) fn request_drain(
-        &self,
-        node: &str,
-        _seconds_left: Option<u64>,
-    ) -> Result<(), String> {
-        Err(format!("node {node} cannot be drained by this version"))
     }
 
     pub(crate) fn set_checkpointer(&self, actor: ActorRef<CheckpointerMessage>) {
@@ -232,7 +236,7 @@ impl ProcessContext {
     }
 }
 
-/// Runs a process of the topology until the run is over, or it is told to end.
+/// Runs a process of the topology until the run is over, or it is told to end. When `leave` resolves, its node is drained.
 ///
 /// # Errors
 /// It cannot start (certificates, port, ledger, store), its actors fail too often, or its agent is gone for long.
@@ -240,6 +244,7 @@ pub async fn run_process(
     run: Arc<RunContext>,
     run_dir: RunDir,
     process: u32,
+    leave: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Ending, ProcessError> {
     let start = |error: &dyn std::fmt::Display| ProcessError::Start(error.to_string());
     let user = |error: &dyn std::fmt::Display| ProcessError::User(error.to_string());
@@ -306,6 +311,8 @@ pub async fn run_process(
         linked: AtomicBool::new(false),
         devices: Devices::default(),
         checkpointer: Mutex::new(None),
+        runtime: tokio::runtime::Handle::current(),
+        released: Mutex::default(),
     });
     let roles: Vec<String> = spec
         .roles
@@ -338,6 +345,15 @@ pub async fn run_process(
         .roles
         .contains(&ActorRole::Coordinator)
         .then(|| tokio::spawn(store_health::watch(context.clone())));
+    let leaving = tokio::spawn({
+        let context = context.clone();
+        async move {
+            leave.await;
+            if let Err(reason) = context.request_drain(context.node(), None) {
+                tracing::warn!(reason, "cannot be drained");
+            }
+        }
+    });
     let outcome = tokio::select! {
         ending = ended.wait_for(Option::is_some) => match ending.ok().and_then(|ending| *ending) {
             Some(Ending::Orphaned) | None => Err(ProcessError::Start("the node agent is gone".to_owned())),
@@ -346,6 +362,7 @@ pub async fn run_process(
         _ = &mut tree => Err(ProcessError::Meltdown(spec.name.clone())),
         () = link::signals(&context) => Ok(Ending::Stopped),
     };
+    leaving.abort();
     let is_finished = matches!(outcome, Ok(Ending::Finished));
     if is_finished && spec.roles.contains(&ActorRole::Coordinator) && network.is_some() {
         farewell(&context).await;

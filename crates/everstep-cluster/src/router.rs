@@ -282,6 +282,11 @@ impl Router {
         read(&self.peers).contains_key(&process)
     }
 
+    /// Which life of a process is connected.
+    pub(crate) fn life_of(&self, process: u32) -> Option<u64> {
+        read(&self.peers).get(&process).map(|peer| peer.incarnation)
+    }
+
     fn tell(&self, event: PeerEvent) {
         let listeners = lock(&self.listeners).clone();
         for listener in listeners {

@@ -92,6 +92,27 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seconds_left: Option<u64>,
     },
+    /// A process shall leave: what it holds is handed over while training goes on. `seconds_left` until it is taken away, if it is.
+    DrainStarted {
+        process: String,
+        node: String,
+        step: u64,
+        epoch: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seconds_left: Option<u64>,
+    },
+    /// Nobody can take the state that leaving shards hold: the run waits at `step` until that is checkpointed, and for others to come.
+    DrainHolds { step: u64, epoch: u64 },
+    /// A process that was to leave holds nothing any more and is gone, `seconds` after it was asked for. Others hold the `blocks_moved`
+    /// replicas that it held.
+    DrainFinished {
+        process: String,
+        node: String,
+        step: u64,
+        epoch: u64,
+        seconds: f64,
+        blocks_moved: u64,
+    },
     /// A slot's lease moved to another worker, since the first was lost or is slow.
     SlotReassigned {
         step: u64,

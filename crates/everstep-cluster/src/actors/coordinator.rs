@@ -1,5 +1,6 @@
 //! The coordinator actor: the protocol's coordinator, its election, and the logs of the run.
 
+mod drain;
 mod notes;
 mod quarantine;
 
@@ -16,6 +17,7 @@ use everstep_telemetry::{MetricsLog, StepMetrics, TensorBoard};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::Span;
 
+use self::drain::Leaving;
 use super::ActorArguments;
 use super::checkpointer::CheckpointerMessage;
 use super::recovery::Recoveries;
@@ -84,6 +86,8 @@ pub(crate) struct CoordinatorState {
     /// A checkpoint is looked for.
     search: Option<tokio::task::AbortHandle>,
     members: BTreeSet<Member>,
+    /// Processes that shall leave.
+    leaving: BTreeMap<u32, Leaving>,
     /// Workers whose quarantine is recorded, or being recorded.
     quarantines: BTreeMap<u32, Quarantine>,
     metrics: MetricsLog,
@@ -145,6 +149,7 @@ impl Actor for CoordinatorActor {
             recoveries: Recoveries::default(),
             search: None,
             members: BTreeSet::new(),
+            leaving: BTreeMap::new(),
             quarantines: BTreeMap::new(),
             metrics,
             tensorboard,
@@ -230,9 +235,21 @@ impl Actor for CoordinatorActor {
                 message,
                 trace,
             }) => {
-                let (Some(from), ClusterMessage::Protocol(message)) =
-                    (member_of(from, from_incarnation), message)
-                else {
+                let message = match message {
+                    ClusterMessage::Protocol(message) => message,
+                    ClusterMessage::Drain {
+                        processes,
+                        seconds_left,
+                    } => return state.drain(&myself, processes, seconds_left),
+                    ClusterMessage::Released => {
+                        state.context.released(state.address);
+                        return Ok(());
+                    }
+                    ClusterMessage::BatchRequest { .. } | ClusterMessage::Batch { .. } => {
+                        return Ok(());
+                    }
+                };
+                let Some(from) = member_of(from, from_incarnation) else {
                     return Ok(());
                 };
                 if matches!(message, Message::Announce { .. }) {
@@ -380,6 +397,7 @@ impl CoordinatorState {
             self.elect(myself);
         }
         self.step(myself, Event::Tick)?;
+        self.tend_leaving();
         let health = &self.context.store_health;
         health.speak(self.electing || self.machine.is_leading());
         if self.machine.is_leading() {
@@ -422,15 +440,8 @@ impl CoordinatorState {
                 self.elect(myself);
             }
         }
-        let in_process = |member: &Member| {
-            let address = ActorAddress {
-                role: member.role.into(),
-                index: member.index,
-            };
-            router.process_of(address) == Some(process)
-                && process_life(member.incarnation) == incarnation
-        };
-        let lost: Vec<Member> = self.members.iter().copied().filter(in_process).collect();
+        self.gone(process, incarnation);
+        let lost = self.members_of(process, incarnation);
         self.silent = Some(silent);
         for member in lost {
             self.members.remove(&member);
@@ -514,7 +525,7 @@ impl CoordinatorState {
                 });
             }
             Effect::FindCheckpoint => self.find_checkpoint(myself),
-            Effect::Release { member } => tracing::info!(%member, "nothing refers to it any more"),
+            Effect::Release { member } => self.release(member),
             Effect::Note(note) => self.note(note),
             Effect::Finished => {
                 self.finished = true;

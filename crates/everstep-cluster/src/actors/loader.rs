@@ -70,6 +70,10 @@ impl Actor for Loader {
                 state.context.finish();
                 return Ok(());
             }
+            ClusterMessage::Released => {
+                state.context.released(state.address);
+                return Ok(());
+            }
             _ => return Ok(()),
         };
         let span = tracing::info_span!(span::BATCH, step = step.0);

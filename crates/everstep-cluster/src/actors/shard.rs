@@ -102,6 +102,10 @@ impl Actor for ShardActor {
                 message,
                 trace,
             }) => {
+                if let ClusterMessage::Released = message {
+                    state.context.released(state.address);
+                    return Ok(());
+                }
                 let (Some(from), ClusterMessage::Protocol(message)) =
                     (member_of(from, from_incarnation), message)
                 else {

@@ -181,7 +181,11 @@ impl WorkerState {
                 }
                 self.compute_if_ready()
             }
-            ClusterMessage::BatchRequest { .. } => Ok(()),
+            ClusterMessage::Released => {
+                self.context.released(self.address);
+                Ok(())
+            }
+            ClusterMessage::BatchRequest { .. } | ClusterMessage::Drain { .. } => Ok(()),
             ClusterMessage::Protocol(message) => {
                 let Some(from) = member_of(from, from_incarnation) else {
                     return Ok(());

@@ -26,7 +26,9 @@ pub struct PreemptionNotice {
 /// What an agent is told from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgentSignal {
-    /// Stop everything now; the run goes on another time.
+    /// End the open step, commit it, and stop; the run goes on another time.
+    Leave,
+    /// Stop everything now; the run goes on from the last checkpoint another time.
     Stop,
     /// Leave the cluster in good order, and be gone in time.
     Preempted(PreemptionNotice),
@@ -150,13 +152,13 @@ impl Agent {
         }
     }
 
-    /// Has a process of this agent tell the coordinators that a node, own or not, is to be drained.
+    /// Has the processes of this agent tell the coordinators that a node, own or not, is to be drained; false if they cannot.
     fn drain(
         &mut self,
         node: &str,
         seconds_left: Option<u64>,
         reply: Option<oneshot::Sender<Reply>>,
-    ) {
+    ) -> bool {
         let nodes = self.options.topology.nodes();
         let complaint = if nodes.iter().any(|known| known == node) {
             None
@@ -168,29 +170,37 @@ impl Agent {
             let alive = self.slots[*slot].alive.as_ref();
             alive.is_some_and(|alive| alive.link.is_some() && alive.hung.is_none())
         };
-        let slot = (0..self.slots.len()).find(is_linked);
-        let complaint = complaint.or_else(|| match slot {
-            Some(_) => None,
-            None => {
-                Some("no process is there that could tell the coordinators; try again".to_owned())
-            }
+        let linked: Vec<usize> = (0..self.slots.len()).filter(is_linked).collect();
+        let complaint = complaint.or_else(|| {
+            let nobody = "no process is there that could tell the coordinators; try again";
+            linked.is_empty().then(|| nobody.to_owned())
         });
-        let (Some(slot), None) = (slot, &complaint) else {
-            let message = complaint.unwrap_or_default();
+        if let Some(message) = complaint {
             tracing::warn!(message, "drain");
             if let Some(reply) = reply {
                 let _ = reply.send(refused(message));
             }
-            return;
-        };
+            return false;
+        }
         let own = self.options.nodes.iter().any(|own| own == node);
-        let leaves = own.then(|| node.to_owned());
-        let node = node.to_owned();
-        self.ask(slot, reply, leaves, |id| Notice::Drain {
-            id,
-            node,
-            seconds_left,
-        });
+        let mut leaves = own.then(|| node.to_owned());
+        let mut reply = reply;
+        // All are told: those that are left go on saying it when one is gone. The first one's answer counts.
+        for slot in linked {
+            let node = node.to_owned();
+            self.ask(slot, reply.take(), leaves.take(), |id| Notice::Drain {
+                id,
+                node,
+                seconds_left,
+            });
+        }
+        true
+    }
+
+    /// Has everything of this agent drained; false if nobody is there to do it.
+    pub(super) fn leave(&mut self) -> bool {
+        let nodes = self.options.nodes.clone();
+        nodes.iter().all(|node| self.drain(node, None, None))
     }
 
     fn ask(

@@ -134,7 +134,7 @@ fn write(mut stream: &UnixStream, message: &ProcessMessage) -> io::Result<()> {
 }
 
 /// Does what the agent says; some notices are answered.
-fn obey(context: &ProcessContext, text: &[u8]) -> Option<ProcessMessage> {
+fn obey(context: &Arc<ProcessContext>, text: &[u8]) -> Option<ProcessMessage> {
     let answer = |id: u64, outcome: Result<(), String>| {
         let reply = match outcome {
             Ok(()) => Reply::Done,

@@ -241,4 +241,9 @@ pub(super) enum Body {
         run: u32,
         digest: [u64; 2],
     },
+    Drain {
+        processes: Vec<(u32, u64)>,
+        seconds_left: Option<u64>,
+    },
+    Released,
 }

@@ -56,6 +56,17 @@ pub(super) fn to_wire(message: ClusterMessage) -> (Body, Option<Bytes>) {
             },
             Some(batch.to_bytes().into()),
         ),
+        ClusterMessage::Drain {
+            processes,
+            seconds_left,
+        } => (
+            Body::Drain {
+                processes,
+                seconds_left,
+            },
+            None,
+        ),
+        ClusterMessage::Released => (Body::Released, None),
     }
 }
 
@@ -308,6 +319,14 @@ pub(super) fn from_wire(
                 batch: Arc::new(batch),
             }
         }
+        Body::Drain {
+            processes,
+            seconds_left,
+        } => ClusterMessage::Drain {
+            processes,
+            seconds_left,
+        },
+        Body::Released => ClusterMessage::Released,
         body => ClusterMessage::Protocol(step_from_wire(body, payload)?),
     };
     Ok((envelope, message))
@@ -553,7 +572,7 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
             block,
             version: Step(version),
         },
-        Body::BatchRequest { .. } | Body::Batch { .. } => {
+        Body::BatchRequest { .. } | Body::Batch { .. } | Body::Drain { .. } | Body::Released => {
             return Err(WireError::Field {
                 field: "body",
                 value: 0,

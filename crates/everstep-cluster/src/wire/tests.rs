@@ -303,6 +303,14 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
             batch: Arc::new(batch),
         },
     ));
+    samples.push((
+        "drain",
+        ClusterMessage::Drain {
+            processes: vec![(1, 2), (3, 1)],
+            seconds_left: Some(30),
+        },
+    ));
+    samples.push(("released", ClusterMessage::Released));
     samples
 }
 

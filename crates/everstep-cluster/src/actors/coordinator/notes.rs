@@ -165,10 +165,15 @@ impl CoordinatorState {
                     reason,
                 });
             }
+            Note::DrainFinished {
+                member, num_moved, ..
+            } => self.moved(member, num_moved),
+            Note::DrainHolds { version } => self.context.event(&Log::DrainHolds {
+                step: version.0,
+                epoch,
+            }),
             Note::MemberLeft { .. }
             | Note::DrainStarted { .. }
-            | Note::DrainFinished { .. }
-            | Note::DrainHolds { .. }
             | Note::MemberJoined { .. }
             | Note::Degraded { .. }
             | Note::Resumed { .. }
