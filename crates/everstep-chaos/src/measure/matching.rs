@@ -44,7 +44,7 @@ pub struct FaultReport {
     pub detected_by: Option<String>,
     /// Until the first commit after the detection, or after the fault if nothing tells of it.
     pub recovery_seconds: Option<f64>,
-    /// What tells of the recovery: `recovered`, `leader_elected`, or else a commit.
+    /// What tells of the recovery: `recovered`, `leader_elected`, `store_back` or `checkpoint_committed`, or else a commit.
     pub recovered_by: Option<String>,
     /// The longest time between two commits that this fault was in or right before.
     pub gap_seconds: Option<f64>,
@@ -128,6 +128,8 @@ enum Sign {
     Run,
     /// A step is skipped.
     Skip,
+    /// Somebody misses the store.
+    Store,
 }
 
 /// What tells of a fault, whether it must, and how soon.
@@ -155,6 +157,8 @@ impl Noticing {
             ("pause", _) => is(Sign::Victim, length >= LONG_SECONDS, NOTICE_SECONDS_MAX),
             ("hang_device", _) => is(Sign::Victim, true, HANG_NOTICE_SECONDS_MAX),
             ("non_finite", _) => is(Sign::Skip, true, NOTICE_SECONDS_MAX),
+            // A store that nobody asked for anything is not missed.
+            ("store_outage", _) => is(Sign::Store, false, f64::INFINITY),
             ("partition", _) => {
                 // Nobody watches loaders and standbys but their agent, which is not cut off. A link that comes and goes may be bridged.
                 let flaps = record
@@ -208,6 +212,12 @@ impl Noticing {
             }
             Sign::Run => vec![first(record.at, &|event| {
                 matches!(event.event, Event::RunStarted { .. })
+            })],
+            Sign::Store => vec![first(record.at, &|event| {
+                matches!(
+                    event.event,
+                    Event::StoreUnreachable { .. } | Event::CheckpointAbandoned { .. }
+                )
             })],
             Sign::Skip => vec![first(record.at, &|event| {
                 matches!(event.event, Event::StepSkipped { .. })
@@ -264,6 +274,9 @@ fn ending(record: &FaultRecord, noticed_at: f64, observed: &Observed) -> Option<
         .find(|(_, event)| match &event.event {
             Event::Recovered { process, .. } => is_victim(process),
             Event::LeaderElected { .. } => record.label.contains("leader"),
+            Event::StoreBack { .. } | Event::CheckpointCommitted { .. } => {
+                record.kind == "store_outage"
+            }
             _ => false,
         })
         .map(|(_, event)| kind(event))

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use everstep_telemetry::Event;
 
 use crate::driver::Observed;
+use crate::record::Life;
 use crate::scenario::Scenario;
 
 const LEFT: f64 = 190.0;
@@ -192,7 +193,12 @@ fn leaders(
         })
         .collect();
     for (index, (at, process, epoch)) in elected.iter().enumerate() {
+        // Nobody leads beyond death.
+        let own = |life: &&Life| life.process == *process && life.from <= *at;
+        let death = observed.lives.iter().rev().find(own);
+        let death = death.and_then(|life| life.to).unwrap_or(length);
         let until = elected.get(index + 1).map_or(length, |next| next.0);
+        let until = until.min(death.max(*at));
         let Some(y) = y_of(process) else { continue };
         let (from, to) = (x(*at), x(until));
         writeln!(
