@@ -164,9 +164,10 @@ impl Noticing {
                 let flaps = record
                     .network
                     .is_some_and(|counts| counts.cut < counts.datagrams);
-                let is_member = record.victims.iter().all(|victim| {
-                    record.label.contains("leader") || is_worker_or_shard(victim, observed)
-                });
+                let is_member = record
+                    .victims
+                    .iter()
+                    .all(|victim| record.label.contains("leader") || was_member(victim, observed));
                 let must = length >= LONG_SECONDS && is_member && !flaps;
                 is(Sign::Victim, must, NOTICE_SECONDS_MAX)
             }
@@ -226,14 +227,17 @@ impl Noticing {
     }
 }
 
-fn is_worker_or_shard(victim: &Victim, observed: &Observed) -> bool {
-    let mut lives = observed.lives.iter();
-    lives.any(|life| {
-        life.identity == victim.identity
-            && life
-                .roles
-                .iter()
-                .any(|role| role == "worker" || role == "shard")
+/// Whether it was a worker or shard process that had joined, and the cluster trained since.
+fn was_member(victim: &Victim, observed: &Observed) -> bool {
+    let joined = observed.events.iter().find(|(_, event)| {
+        matches!(&event.event, Event::ProcessStarted { process, pid, roles, .. }
+            if *process == victim.process
+                && i64::from(*pid) == i64::from(victim.identity.pid)
+                && roles.iter().any(|role| role == "worker" || role == "shard"))
+    });
+    joined.is_some_and(|(joined, _)| {
+        let mut commits = observed.commits.iter();
+        commits.any(|commit| commit.at > *joined && commit.at <= victim.at)
     })
 }
 
@@ -376,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn every_victim_must_be_noticed_and_a_short_pause_need_not() {
+    fn every_victim_must_be_noticed_unless_it_passes_unseen() {
         let both = || {
             let victims = vec![victim("s", 10.1, Some(11.0)), victim("t", 10.1, Some(11.0))];
             fault("kill", 10.1, victims)
@@ -384,6 +388,27 @@ mod tests {
         assert!(!faults(&observed(vec![both()], vec![lost(10.3, "s")]))[0].recovered);
         let events = vec![lost(10.3, "s"), lost(10.4, "t")];
         assert!(faults(&observed(vec![both()], events))[0].recovered);
+
+        // Links of a member that are cut for long must be noticed, those of somebody who has not joined need not.
+        let partition = || FaultRecord {
+            until: Some(20.1),
+            ..fault("partition", 10.1, vec![victim("w", 10.1, None)])
+        };
+        let joined = |at| {
+            let event = Event::ProcessStarted {
+                process: "w".into(),
+                node: "n".into(),
+                pid: 1,
+                roles: vec!["worker".into()],
+                incarnation: 1,
+            };
+            let time = String::new();
+            (at, EventRecord { time, event })
+        };
+        assert!(!faults(&observed(vec![partition()], vec![joined(2.0)]))[0].recovered);
+        assert!(faults(&observed(vec![partition()], vec![joined(10.05)]))[0].recovered);
+        let noticed = vec![joined(2.0), lost(11.6, "w")];
+        assert!(faults(&observed(vec![partition()], noticed))[0].recovered);
 
         let pause = |until| FaultRecord {
             until: Some(until),

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use everstep_telemetry::Event;
 
 use crate::driver::Observed;
-use crate::record::Life;
+use crate::record::{Life, Victim};
 use crate::scenario::Scenario;
 
 const LEFT: f64 = 190.0;
@@ -222,19 +222,30 @@ fn faults(
     for fault in observed.faults.iter().filter(|fault| fault.happened) {
         let colour = colour_of_fault(&fault.kind);
         let title = format!("{} at {:.2} s, step {}", fault.label, fault.at, fault.step);
-        let places: Vec<(f64, f64)> = if fault.victims.is_empty() {
-            y_of("store").map(|y| (fault.at, y)).into_iter().collect()
+        let until = fault.until.unwrap_or(match fault.kind.as_str() {
+            "pause" => length,
+            _ => fault.at,
+        });
+        // A bad link outlives a process; a stop does not.
+        let end = |victim: &Victim| {
+            let mut lives = observed.lives.iter();
+            let death = lives.find(|life| life.identity == victim.identity);
+            match death.and_then(|life| life.to) {
+                Some(death) if fault.network.is_none() => until.min(death),
+                _ => until,
+            }
+        };
+        let places: Vec<(f64, f64, f64)> = if fault.victims.is_empty() {
+            let place = y_of("store").map(|y| (fault.at, until, y));
+            place.into_iter().collect()
         } else {
             let victims = fault.victims.iter();
             victims
-                .filter_map(|victim| Some((victim.at, y_of(&victim.process)?)))
+                .filter_map(|victim| Some((victim.at, end(victim), y_of(&victim.process)?)))
                 .collect()
         };
-        for (at, y) in places {
+        for (at, until, y) in places {
             if fault.kind != "kill" {
-                let until = fault
-                    .until
-                    .unwrap_or(if fault.kind == "pause" { length } else { at });
                 writeln!(
                     out,
                     r##"<rect x="{:.1}" y="{:.1}" width="{:.1}" height="{BAR}" fill="{colour}" fill-opacity="0.55"/>"##,
