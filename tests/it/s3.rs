@@ -1,7 +1,7 @@
 //! A whole run with its store on a real S3 server, and with the node's local state lost on the way.
 
 #[path = "../../crates/everstep-store/tests/support/moto.rs"]
-mod moto;
+pub(crate) mod moto;
 
 use crate::support::Workbench;
 use moto::Moto;

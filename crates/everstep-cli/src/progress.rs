@@ -211,6 +211,16 @@ pub(crate) fn line_of(event: &Event) -> Option<String> {
         } => format!(
             "the store is back after {seconds:.1} s; the last checkpoint is {lag_steps} steps behind"
         ),
+        Event::LedgerDamaged {
+            process, reason, ..
+        } => format!("{process}: its ledger is damaged and was set aside ({reason})"),
+        Event::LossSpike {
+            step,
+            loss,
+            mean,
+            sd,
+            ..
+        } => format!("step {step}: loss {loss:.4} is a spike (mean {mean:.4}, deviation {sd:.4})"),
         Event::StepSkipped { step, reason, .. } => format!("step {step} skipped: {reason}"),
         _ => return None,
     })

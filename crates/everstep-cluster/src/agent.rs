@@ -70,6 +70,12 @@ pub enum AgentError {
         /// What it said, in one line.
         message: String,
     },
+    /// The run is given up.
+    #[error("{message}")]
+    Run {
+        /// Why, in one line.
+        message: String,
+    },
     /// A process cannot be kept alive, and no other has its role.
     #[error(
         "process {process} died {deaths} times in a row right after its start, and no other process can do its work; see {log}"
@@ -463,6 +469,11 @@ impl Agent {
         let life = Life::read(&self.options.run_dir, &name).filter(|life| life.body.pid == pid);
         if let Some(ending) = life.and_then(|life| life.ended) {
             self.ended(slot, ending);
+            if ending == Ending::Failed {
+                return Err(AgentError::Run {
+                    message: self.last_error(&name),
+                });
+            }
             return Ok(());
         }
         // A mistake shows at the first start. What ran already is not stopped because a port is taken for a moment.
@@ -480,7 +491,10 @@ impl Agent {
         }
         let reason = match &alive.hung {
             Some(hung) => format!("the agent ended it: {hung}"),
-            None => format!("the agent saw it end: {exit}"),
+            None => match exit.code().and_then(|_| self.last_words(&name)) {
+                Some(error) => format!("the agent saw it end: {exit}: {error}"),
+                None => format!("the agent saw it end: {exit}"),
+            },
         };
         tracing::warn!(process = name, reason, "died");
         self.slots[slot].last_reason = Some(reason.clone());
@@ -523,6 +537,7 @@ impl Agent {
         tracing::info!(process = self.name(slot), ?ending, "ended");
         self.slots[slot].state = match ending {
             Ending::Drained => ProcessState::Drained,
+            Ending::Failed => ProcessState::Failed,
             Ending::Finished | Ending::Stopped | Ending::Orphaned => ProcessState::Exited,
         };
         if ending == Ending::Finished && self.over.is_none() {

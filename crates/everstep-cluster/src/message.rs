@@ -18,6 +18,11 @@ pub(crate) type StepMessage = Message<TrainingNumerics>;
 pub(crate) enum ClusterMessage {
     /// The step protocol.
     Protocol(StepMessage),
+    /// Leader to everybody: the run is given up, for good.
+    Failed {
+        /// Why, in one line.
+        reason: String,
+    },
     /// Worker to loader: wants the tokens of a task.
     BatchRequest {
         /// The step.

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use everstep_store::{Ledger, RunStore};
@@ -33,6 +33,7 @@ use crate::actors::{
 use crate::control::link;
 use crate::injection::Injected;
 use crate::life::Life;
+use crate::local_state::{self, LocalState};
 use crate::mesh::{Mesh, MeshArguments};
 use crate::progress::Devices;
 use crate::router::Router;
@@ -73,6 +74,8 @@ pub enum Ending {
     Stopped,
     /// Its agent died and none came back.
     Orphaned,
+    /// The run is given up, for a reason that no restart mends.
+    Failed,
 }
 
 /// Why a process could not start or had to end.
@@ -81,6 +84,9 @@ pub enum ProcessError {
     /// Something that only the user can mend: certificates, a port in use.
     #[error("{0}")]
     User(String),
+    /// The run is given up.
+    #[error("{0}")]
+    Run(String),
     /// Something it needs is not there now.
     #[error("{0}")]
     Start(String),
@@ -110,6 +116,8 @@ pub(crate) struct ProcessContext {
     events: EventLog,
     started: Instant,
     ending: watch::Sender<Option<Ending>>,
+    /// Why the run is given up, if it is.
+    failure: OnceLock<String>,
     /// Whether the agent is there.
     pub(crate) linked: AtomicBool,
     /// The compute threads of this process.
@@ -185,6 +193,12 @@ impl ProcessContext {
         self.end(Ending::Finished);
     }
 
+    /// The run is given up, and this process ends with it.
+    pub(crate) fn fail(&self, reason: String) {
+        self.failure.get_or_init(|| reason);
+        self.end(Ending::Failed);
+    }
+
     /// This process ends; the first reason counts.
     pub(crate) fn end(&self, ending: Ending) {
         self.ending.send_if_modified(|known| {
@@ -249,8 +263,13 @@ pub async fn run_process(
     let start = |error: &dyn std::fmt::Display| ProcessError::Start(error.to_string());
     let user = |error: &dyn std::fmt::Display| ProcessError::User(error.to_string());
     let spec = run.topology.processes[process as usize].clone();
-    let ledger = Ledger::open(&run_dir.ledger(&spec.name)).map_err(|e| start(&e))?;
-    let incarnation = ledger.next_incarnation().map_err(|e| start(&e))?;
+    // Without a store to ask, only the ledger knows which epochs there were.
+    let is_sole_witness = run.is_static_election() && spec.roles.contains(&ActorRole::Coordinator);
+    let LocalState {
+        ledger,
+        incarnation,
+        damage,
+    } = local_state::open(&run_dir, &spec.name, !is_sole_witness).map_err(|e| start(&e))?;
     ledger.bind_run(&run.identity).map_err(|e| start(&e))?;
     let mut life = Life::own(incarnation);
     life.write(&run_dir, &spec.name).map_err(|e| start(&e))?;
@@ -308,6 +327,7 @@ pub async fn run_process(
         events,
         started: Instant::now(),
         ending,
+        failure: OnceLock::new(),
         linked: AtomicBool::new(false),
         devices: Devices::default(),
         checkpointer: Mutex::new(None),
@@ -319,6 +339,14 @@ pub async fn run_process(
         .iter()
         .map(|role| role.name().to_owned())
         .collect();
+    if let Some(reason) = damage {
+        context.event(&Event::LedgerDamaged {
+            process: spec.name.clone(),
+            node: spec.node.clone(),
+            reason,
+            incarnation,
+        });
+    }
     context.event(&Event::ProcessStarted {
         process: spec.name.clone(),
         node: spec.node.clone(),
@@ -357,14 +385,17 @@ pub async fn run_process(
     let outcome = tokio::select! {
         ending = ended.wait_for(Option::is_some) => match ending.ok().and_then(|ending| *ending) {
             Some(Ending::Orphaned) | None => Err(ProcessError::Start("the node agent is gone".to_owned())),
+            Some(Ending::Failed) => Err(ProcessError::Run(
+                context.failure.get().cloned().unwrap_or_default(),
+            )),
             Some(ending) => Ok(ending),
         },
         _ = &mut tree => Err(ProcessError::Meltdown(spec.name.clone())),
         () = link::signals(&context) => Ok(Ending::Stopped),
     };
     leaving.abort();
-    let is_finished = matches!(outcome, Ok(Ending::Finished));
-    if is_finished && spec.roles.contains(&ActorRole::Coordinator) && network.is_some() {
+    let is_over = matches!(outcome, Ok(Ending::Finished) | Err(ProcessError::Run(_)));
+    if is_over && spec.roles.contains(&ActorRole::Coordinator) && network.is_some() {
         farewell(&context).await;
     }
     if let Some(watching) = watching {
@@ -375,7 +406,12 @@ pub async fn run_process(
         sessions.stop();
         endpoint.close().await;
     }
-    if let Ok(ending) = outcome {
+    let ending = match outcome {
+        Ok(ending) => Some(ending),
+        Err(ProcessError::Run(_)) => Some(Ending::Failed),
+        Err(_) => None,
+    };
+    if let Some(ending) = ending {
         // An agent that did not start this process cannot ask the system for its exit code.
         life.ended = Some(ending);
         if let Err(error) = life.write(&context.run_dir, &spec.name) {

@@ -291,6 +291,7 @@ impl RunContext {
             lease_ms: self.config.cluster.lease_ms,
             resend_ms: self.timing.resend_ms,
             audit: self.audit_plan(),
+            skip_limit: self.config.policy.skip_limit,
         }
     }
 

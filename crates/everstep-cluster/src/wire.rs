@@ -15,6 +15,7 @@ mod tests;
 
 use bytes::Bytes;
 use everstep_optim::{BlockState, FloatBuffer, Gradient, Parameters};
+use everstep_protocol::policy::History;
 use everstep_telemetry::TraceContext;
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
@@ -206,7 +207,7 @@ fn parameters(payload: Bytes, dtype: u8) -> Result<Parameters, WireError> {
     Parameters::from_bytes(dtype, payload).map_err(|error| WireError::Payload(error.to_string()))
 }
 
-fn state(payload: &Bytes) -> Result<BlockState, WireError> {
+fn state(payload: &Bytes, history: History) -> Result<BlockState, WireError> {
     if !payload.len().is_multiple_of(12) {
         return Err(WireError::Payload(format!(
             "{} bytes are not three equal parts of float32",
@@ -219,5 +220,6 @@ fn state(payload: &Bytes) -> Result<BlockState, WireError> {
         parameters: slice(0)?,
         first_moment: slice(1)?,
         second_moment: slice(2)?,
+        history,
     })
 }

@@ -68,10 +68,12 @@ impl Process {
             evaluate_every: 0,
             num_evaluation_chunks: 0,
             num_shards: 1,
+            shard_domains: Vec::new(),
             gather_ms: 1,
             lease_ms: 1_000_000,
             resend_ms: 1_000_000,
             audit: AuditPlan::default(),
+            skip_limit: 0,
         };
         let me = member(Role::Shard);
         let shard = ShardConfig {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use everstep_protocol::policy::{History, LossPolicy, Verdict};
 use everstep_protocol::{BlockId, Decision, Digest, GradientReport, Numerics, Step};
 
 use crate::buffer::BufferError;
@@ -18,6 +19,7 @@ pub struct TrainingNumerics {
     layout: Arc<Layout>,
     config: OptimizerConfig,
     compute_dtype: ComputeDtype,
+    policy: LossPolicy,
 }
 
 impl TrainingNumerics {
@@ -35,7 +37,15 @@ impl TrainingNumerics {
             layout,
             config,
             compute_dtype,
+            policy: LossPolicy::default(),
         })
+    }
+
+    /// The same, with this policy for spikes of the loss; without, there are none.
+    #[must_use]
+    pub fn with_policy(mut self, policy: LossPolicy) -> Self {
+        self.policy = policy;
+        self
     }
 
     /// The layout.
@@ -120,10 +130,11 @@ impl Numerics for TrainingNumerics {
             finite: squared_norm.is_finite() && gradient.loss_sum.is_finite(),
             loss_sum: canonical(gradient.loss_sum),
             tokens: gradient.tokens,
+            history: History::default(),
         }
     }
 
-    /// Skips a step whose gradient or loss is not finite, and one without tokens.
+    /// Skips a step whose gradient or loss is not finite, one without tokens, and one whose loss is a spike.
     fn decide(&self, step: Step, reports: &[GradientReport]) -> Decision {
         let _ = step;
         let (loss_sum, tokens) = reports
@@ -135,16 +146,25 @@ impl Numerics for TrainingNumerics {
             .iter()
             .fold(0.0, |sum, report| sum + report.squared_norm);
         let gradient_norm = squared_norm.sqrt() / divisor;
-        let apply = tokens > 0 && reports.iter().all(|report| report.finite);
+        let is_finite = tokens > 0 && reports.iter().all(|report| report.finite);
+        let loss = loss_sum / divisor;
+        let before = reports
+            .first()
+            .map(|report| report.history)
+            .unwrap_or_default();
+        let (verdict, history) = self.policy.judge(&before, loss, is_finite);
+        let apply = verdict == Verdict::Apply;
         Decision {
             apply,
+            is_spike: verdict == Verdict::Spike,
+            history,
             scale: if apply {
                 (self.config.clip_factor(gradient_norm) / divisor) as f32
             } else {
                 0.0
             },
             gradient_norm,
-            loss: loss_sum / divisor,
+            loss,
             tokens,
         }
     }
@@ -175,6 +195,14 @@ impl Numerics for TrainingNumerics {
 
     fn parameters(&self, _block: BlockId, state: &BlockState) -> Parameters {
         Parameters::from_master(&state.parameters, self.compute_dtype)
+    }
+
+    fn history(&self, state: &BlockState) -> History {
+        state.history
+    }
+
+    fn remember(&self, decision: &Decision, state: &mut BlockState) {
+        state.history = decision.history;
     }
 
     /// The first half of BLAKE3 over every block's values, loss and tokens.

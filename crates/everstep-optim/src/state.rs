@@ -1,10 +1,12 @@
 //! One block's master parameters and optimizer state.
 
+use everstep_protocol::policy::History;
+
 use crate::buffer::{BufferError, FloatBuffer};
 
 /// One block's whole state, in `f32`. A clone is a snapshot: it shares memory until the next step is applied, and that
 /// step copies only what is still held.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct BlockState {
     /// Master parameters.
     pub parameters: FloatBuffer,
@@ -12,6 +14,8 @@ pub struct BlockState {
     pub first_moment: FloatBuffer,
     /// Adam's running mean of squared gradients.
     pub second_moment: FloatBuffer,
+    /// What the verdict on the next step needs to know of those before; the same in every block, and no part of its digests.
+    pub history: History,
 }
 
 impl BlockState {
@@ -23,6 +27,7 @@ impl BlockState {
             first_moment: zeros.clone().into(),
             second_moment: zeros.into(),
             parameters,
+            history: History::default(),
         }
     }
 

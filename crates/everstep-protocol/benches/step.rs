@@ -16,6 +16,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use everstep_protocol::audit::AuditPlan;
 use everstep_protocol::coordinator::placement::Rules;
 use everstep_protocol::coordinator::{self, CoordinatorConfig};
+use everstep_protocol::policy::History;
 use everstep_protocol::shard::{self, ShardConfig};
 use everstep_protocol::worker::{self, WorkerConfig};
 use everstep_protocol::{
@@ -42,6 +43,7 @@ impl Numerics for Toy {
             finite: true,
             loss_sum: 1.0,
             tokens: 1,
+            history: History::default(),
         }
     }
 
@@ -52,6 +54,8 @@ impl Numerics for Toy {
             gradient_norm: reports.iter().map(|report| report.squared_norm).sum(),
             loss: 1.0,
             tokens: 1,
+            is_spike: false,
+            history: History::default(),
         }
     }
 
@@ -159,6 +163,7 @@ impl Cluster {
             lease_ms: 1000,
             resend_ms: RESEND_MS,
             audit,
+            skip_limit: 0,
         };
         let shard = |index| ShardConfig {
             me: member(Role::Shard, index),

@@ -66,6 +66,8 @@ pub struct CoordinatorConfig {
     pub resend_ms: u64,
     /// Which slots are computed twice.
     pub audit: AuditPlan,
+    /// After so many skipped steps in a row the run is given up; 0: never.
+    pub skip_limit: u32,
 }
 
 /// What happens to a coordinator.
@@ -173,6 +175,13 @@ pub enum Effect<N: Numerics> {
     Note(Note),
     /// The last version is checkpointed and committed. The run is over.
     Finished,
+    /// So many steps in a row were skipped that the run is not worth going on. Nothing is decided any more; every leader comes to this.
+    GaveUp {
+        /// The step that is not decided.
+        step: Step,
+        /// Steps skipped in a row before it.
+        num_skipped: u32,
+    },
     /// A higher epoch exists: this coordinator no longer leads.
     Deposed {
         /// The epoch that was seen.

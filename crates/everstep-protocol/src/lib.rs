@@ -9,6 +9,7 @@ pub mod audit;
 pub mod coordinator;
 pub mod ids;
 pub mod message;
+pub mod policy;
 pub mod random;
 mod retry;
 pub mod shard;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::ids::{BlockId, Epoch, Lineage, Member, SlotRange, Step};
+use crate::policy::History;
 pub use crate::view::{Placement, Repair, ReplicaRole, View, ViewId};
 
 /// The arithmetic behind the protocol. The machines decide when something is summed or applied; this decides what that
@@ -17,7 +18,7 @@ pub trait Numerics {
 
     /// The sum of two neighbouring ranges, `left` before `right`.
     fn sum(&self, left: Self::Gradient, right: Self::Gradient) -> Self::Gradient;
-    /// What the decision needs to know of a complete sum.
+    /// What the decision needs to know of a complete sum. The replica adds the history of its state.
     fn report(&self, gradient: &Self::Gradient) -> GradientReport;
     /// The decision on step `step` from the reports of all blocks, in block order. A pure function.
     fn decide(&self, step: Step, reports: &[GradientReport]) -> Decision;
@@ -32,6 +33,15 @@ pub trait Numerics {
     );
     /// The parameters that workers read.
     fn parameters(&self, block: BlockId, state: &Self::State) -> Self::Parameters;
+    /// What the state says of the steps before its version; the same in every block.
+    fn history(&self, state: &Self::State) -> History {
+        let _ = state;
+        History::default()
+    }
+    /// Keeps what a decision, to apply or to skip, adds to the history.
+    fn remember(&self, decision: &Decision, state: &mut Self::State) {
+        let _ = (decision, state);
+    }
     /// A digest of a slot's gradient over all blocks, in block order: what audits compare.
     fn digest(&self, gradients: &[Self::Gradient]) -> Digest;
 }
@@ -69,6 +79,8 @@ pub struct GradientReport {
     pub loss_sum: f64,
     /// Number of target tokens of all slots.
     pub tokens: u64,
+    /// What the block's state says of the steps before.
+    pub history: History,
 }
 
 /// What the shards do with a reduced step; a deterministic function of the blocks' reports.
@@ -84,6 +96,10 @@ pub struct Decision {
     pub loss: f64,
     /// Number of target tokens.
     pub tokens: u64,
+    /// Whether it is skipped because its loss is a spike.
+    pub is_spike: bool,
+    /// The history with this step. It is the one before if a spike was skipped, but for the number of skips.
+    pub history: History,
 }
 
 /// A shard's account of one block.

@@ -2,6 +2,7 @@
 
 use crate::ids::{BlockId, Epoch, Lineage, Member, Role, Step};
 use crate::message::{Decision, Digest, GradientReport, Numerics, Placement, View, ViewId};
+use crate::policy::History;
 use crate::random::mix;
 
 #[derive(Clone, Debug)]
@@ -58,6 +59,7 @@ pub(crate) fn report(squared_norm: f64) -> GradientReport {
         finite: true,
         loss_sum: 0.0,
         tokens: 1,
+        history: History::default(),
     }
 }
 
@@ -68,6 +70,8 @@ pub(crate) fn decision(gradient_norm: f64) -> Decision {
         gradient_norm,
         loss: 0.0,
         tokens: 1,
+        is_spike: false,
+        history: History::default(),
     }
 }
 

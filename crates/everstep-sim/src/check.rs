@@ -9,7 +9,7 @@ use everstep_protocol::{
 use crate::outcome::Digest;
 use crate::plan::Plan;
 use crate::process::Machine;
-use crate::toy::Toy;
+use crate::toy::{State, Toy};
 use crate::world::World;
 
 /// A shard's line of state and the versions of its blocks.
@@ -343,7 +343,7 @@ impl World<'_> {
                 self.violate(format!("6: evaluation of version {}", version.0));
             }
         }
-        let found: Vec<u64> = self.store.checkpoint(last).into_values().collect();
+        let found: Vec<State> = self.store.checkpoint(last).into_values().collect();
         if found == self.expected.states[last.0 as usize] {
             self.outcome.digest = Digest::Undisturbed;
         } else {

@@ -57,11 +57,13 @@ pub enum Branch {
     OlderCheckpointUsed,
     /// A shard found a damaged object while it loaded.
     DamageFoundWhileLoading,
+    /// A step was skipped because its loss was a spike.
+    SpikeSkipped,
 }
 
 impl Branch {
     /// All of them.
-    pub const ALL: [Branch; 25] = [
+    pub const ALL: [Branch; 26] = [
         Branch::PromotedWhileReplicating,
         Branch::ResentAfterPromotion,
         Branch::ViewChangedWhileSeeding,
@@ -87,6 +89,7 @@ impl Branch {
         Branch::ManifestExisted,
         Branch::OlderCheckpointUsed,
         Branch::DamageFoundWhileLoading,
+        Branch::SpikeSkipped,
     ];
 }
 

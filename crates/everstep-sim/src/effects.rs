@@ -229,6 +229,9 @@ impl World<'_> {
         match effect {
             CoordinatorEffect::LogStep { step, decision } => {
                 self.observe_logging();
+                if decision.is_spike {
+                    self.met(Branch::SpikeSkipped);
+                }
                 self.check_decision(actor, step, decision);
                 self.strike_steps();
                 self.reached(Phase::Decided, actor);
@@ -259,6 +262,9 @@ impl World<'_> {
             CoordinatorEffect::Finished => {
                 self.is_finished = true;
                 self.heal();
+            }
+            CoordinatorEffect::GaveUp { step, .. } => {
+                self.violate(format!("gave up at step {} without a limit", step.0));
             }
             CoordinatorEffect::Deposed { .. } => {
                 self.count(Recovery::Deposed);

@@ -103,6 +103,7 @@ impl World<'_> {
                     lease_ms: LEASE_MS,
                     resend_ms: RESEND_MS,
                     audit,
+                    skip_limit: 0,
                 },
                 me,
                 Toy,

@@ -9,7 +9,7 @@ use everstep_protocol::{BlockId, Epoch, Lineage, Step};
 
 use crate::coverage::Branch;
 use crate::fault::Fault;
-use crate::toy::initial_state;
+use crate::toy::{State, initial_state};
 use crate::weather::Condition;
 use crate::world::{Happening, Local, World};
 
@@ -22,7 +22,7 @@ pub(crate) struct Store {
     /// Who won each epoch.
     epochs: BTreeMap<u64, usize>,
     /// Blocks of each object.
-    objects: BTreeMap<u64, (Step, Vec<(BlockId, u64)>)>,
+    objects: BTreeMap<u64, (Step, Vec<(BlockId, State)>)>,
     next_object: u64,
     /// Objects of each committed checkpoint.
     manifests: BTreeMap<Step, Vec<u64>>,
@@ -42,7 +42,7 @@ pub(crate) enum Write {
         actor: usize,
         incarnation: u64,
         version: Step,
-        blocks: Vec<(BlockId, u64)>,
+        blocks: Vec<(BlockId, State)>,
     },
     Manifest {
         actor: usize,
@@ -97,7 +97,7 @@ impl Store {
     }
 
     /// The states that a committed checkpoint names, by block.
-    pub(crate) fn checkpoint(&self, version: Step) -> BTreeMap<BlockId, u64> {
+    pub(crate) fn checkpoint(&self, version: Step) -> BTreeMap<BlockId, State> {
         self.manifests
             .get(&version)
             .into_iter()
@@ -379,7 +379,7 @@ impl World<'_> {
             }
         }
         let found = self.store.checkpoint(version);
-        let expected: BTreeMap<BlockId, u64> = (0..)
+        let expected: BTreeMap<BlockId, State> = (0..)
             .zip(self.expected.states[version.0 as usize].iter().copied())
             .collect();
         if found != expected {

@@ -1,6 +1,7 @@
 //! A toy objective with a known result. Gradients and states are hashes, and the sum is neither commutative nor associative,
 //! so a slot that is missing, doubled or out of order changes every bit after it.
 
+use everstep_protocol::policy::{History, LossPolicy, Verdict};
 use everstep_protocol::random::mix;
 use everstep_protocol::{BlockId, Decision, Digest, GradientReport, Numerics, SlotRange, Step};
 
@@ -17,6 +18,19 @@ pub struct Gradient {
     loss_sum: f64,
 }
 
+/// One block's state.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct State {
+    hash: u64,
+    history: History,
+}
+
+/// Losses of the toy are noise, so a low threshold makes a few steps of a run a spike.
+const POLICY: LossPolicy = LossPolicy {
+    spike_sd: 1.2,
+    window: 3,
+};
+
 fn chain(parts: &[u64]) -> u64 {
     parts.iter().fold(0x1234_5678, |hash, part| {
         mix(hash ^ part).wrapping_mul(3).wrapping_add(*part)
@@ -26,7 +40,7 @@ fn chain(parts: &[u64]) -> u64 {
 impl Numerics for Toy {
     type Gradient = Gradient;
     type Parameters = u64;
-    type State = u64;
+    type State = State;
 
     fn sum(&self, left: Gradient, right: Gradient) -> Gradient {
         Gradient {
@@ -42,6 +56,7 @@ impl Numerics for Toy {
             finite: !gradient.hash.is_multiple_of(23),
             loss_sum: gradient.loss_sum,
             tokens: gradient.num_slots,
+            history: History::default(),
         }
     }
 
@@ -53,13 +68,30 @@ impl Numerics for Toy {
             .first()
             .map(|report| (report.loss_sum, report.tokens))
             .unwrap_or_default();
+        let before = reports
+            .first()
+            .map(|report| report.history)
+            .unwrap_or_default();
+        let loss = loss_sum / tokens.max(1) as f64;
+        let is_finite = reports.iter().all(|report| report.finite);
+        let (verdict, history) = POLICY.judge(&before, loss, is_finite);
         Decision {
-            apply: reports.iter().all(|report| report.finite),
+            apply: verdict == Verdict::Apply,
+            is_spike: verdict == Verdict::Spike,
+            history,
             scale: (hash >> 40) as f32,
             gradient_norm: (hash >> 12) as f64,
-            loss: loss_sum / tokens.max(1) as f64,
+            loss,
             tokens,
         }
+    }
+
+    fn history(&self, state: &State) -> History {
+        state.history
+    }
+
+    fn remember(&self, decision: &Decision, state: &mut State) {
+        state.history = decision.history;
     }
 
     fn apply(
@@ -68,10 +100,10 @@ impl Numerics for Toy {
         step: Step,
         decision: &Decision,
         gradient: &Gradient,
-        state: &mut u64,
+        state: &mut State,
     ) {
-        *state = chain(&[
-            *state,
+        state.hash = chain(&[
+            state.hash,
             u64::from(block),
             step.0,
             u64::from(decision.scale.to_bits()),
@@ -79,8 +111,8 @@ impl Numerics for Toy {
         ]);
     }
 
-    fn parameters(&self, block: BlockId, state: &u64) -> u64 {
-        chain(&[*state, u64::from(block), 99])
+    fn parameters(&self, block: BlockId, state: &State) -> u64 {
+        chain(&[state.hash, u64::from(block), 99])
     }
 
     fn digest(&self, gradients: &[Gradient]) -> Digest {
@@ -93,8 +125,11 @@ impl Numerics for Toy {
 }
 
 /// Initial weights of a block.
-pub fn initial_state(seed: u64, block: BlockId) -> u64 {
-    chain(&[seed, u64::from(block)])
+pub fn initial_state(seed: u64, block: BlockId) -> State {
+    State {
+        hash: chain(&[seed, u64::from(block)]),
+        history: History::default(),
+    }
 }
 
 /// The gradient of a slot in every block, from the parameters of every block.
@@ -129,7 +164,7 @@ pub fn evaluate(parameters: &[u64], version: Step, chunk: u32) -> (f64, u64) {
 #[derive(Clone, Debug)]
 pub struct Expected {
     /// State by version and block.
-    pub states: Vec<Vec<u64>>,
+    pub states: Vec<Vec<State>>,
     /// Report of the reduced gradient by step and block.
     pub reports: Vec<Vec<GradientReport>>,
     /// Decision by step.
@@ -150,7 +185,7 @@ impl Expected {
         let mut states = vec![
             (0..num_blocks)
                 .map(|block| initial_state(seed, block))
-                .collect::<Vec<u64>>(),
+                .collect::<Vec<State>>(),
         ];
         let mut expected = Self {
             states: Vec::new(),
@@ -184,12 +219,19 @@ impl Expected {
                     })
                 })
                 .collect();
-            let reports: Vec<GradientReport> = sums.iter().map(|sum| Toy.report(sum)).collect();
+            let report = |(sum, state): (&Gradient, &State)| GradientReport {
+                history: state.history,
+                ..Toy.report(sum)
+            };
+            let reports: Vec<GradientReport> = sums.iter().zip(&state).map(report).collect();
             let decision = Toy.decide(step, &reports);
             if decision.apply {
                 for (block, (state, sum)) in (0..).zip(state.iter_mut().zip(&sums)) {
                     Toy.apply(block, step, &decision, sum, state);
                 }
+            }
+            for state in &mut state {
+                Toy.remember(&decision, state);
             }
             expected.reports.push(reports);
             expected.decisions.push(decision);

@@ -19,6 +19,8 @@ pub struct BlockState {
     pub m: Vec<f32>,
     /// Second moments; empty if the optimizer keeps none.
     pub v: Vec<f32>,
+    /// Whatever else belongs to the block, in some bytes of text; it stands in the manifest. The store does not look inside.
+    pub extra: String,
 }
 
 /// A safetensors file that is produced piece by piece: the header is in memory, the tensors are the caller's.
@@ -104,6 +106,7 @@ impl<'a> ObjectImage<'a> {
                 param_len: block.param.len() as u64,
                 m_len: block.m.len() as u64,
                 v_len: block.v.len() as u64,
+                extra: block.extra.clone(),
                 param_digest: param_digest(&block.param),
                 optimizer_digest: optimizer_digest(&block.m, &block.v),
             };
@@ -177,12 +180,14 @@ mod tests {
                 param: vec![1.0, -2.5, f32::MIN_POSITIVE],
                 m: vec![],
                 v: vec![],
+                extra: String::new(),
             },
             BlockState {
                 block: 12,
                 param: vec![0.25; 7],
                 m: vec![3.0; 7],
                 v: vec![4.0; 2],
+                extra: String::new(),
             },
         ];
         let image = ObjectImage::new(40, blocks.iter().collect());
@@ -211,6 +216,7 @@ mod tests {
             param: vec![1.0, 2.0],
             m: vec![3.0],
             v: vec![4.0],
+            extra: "e".to_owned(),
         };
         let image = ObjectImage::new(1, vec![&block]);
         let bytes = read_all(&image, 64);

@@ -159,6 +159,16 @@ impl Ledger {
         })
     }
 
+    /// As [`Ledger::next_incarnation`], and above `known`: for a process whose earlier ledger is lost.
+    ///
+    /// # Errors
+    /// As [`Ledger::next_incarnation`].
+    pub fn next_incarnation_above(&self, known: u64) -> Result<u64, LedgerError> {
+        self.database.update(INCARNATION, |last: Option<u64>| {
+            Ok(last.unwrap_or(0).max(known).saturating_add(1))
+        })
+    }
+
     /// The last incarnation that was handed out; 0 if none was.
     ///
     /// # Errors

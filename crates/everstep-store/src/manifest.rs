@@ -27,6 +27,9 @@ pub struct BlockEntry {
     pub param_digest: Digest,
     /// [`optimizer_digest`](crate::optimizer_digest) of `m` and `v`.
     pub optimizer_digest: Digest,
+    /// [`BlockState::extra`](crate::BlockState::extra).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub extra: String,
 }
 
 impl BlockEntry {

@@ -357,5 +357,6 @@ fn decode(entry: &BlockEntry, bytes: &Bytes) -> BlockState {
         param: part(0, param_end),
         m: part(param_end, m_end),
         v: part(m_end, bytes.len()),
+        extra: entry.extra.clone(),
     }
 }

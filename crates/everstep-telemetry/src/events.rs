@@ -208,6 +208,26 @@ pub enum Event {
         epoch: u64,
         reason: String,
     },
+    /// What a process had on its disk cannot be trusted. It was set aside, and the process joined as a new one, under an incarnation that it
+    /// never had.
+    LedgerDamaged {
+        process: String,
+        node: String,
+        reason: String,
+        incarnation: u64,
+    },
+    /// The mean loss of `step` was so many standard deviations (`sd`) above the weighted `mean` of the losses before it that `[policy]` calls it
+    /// a spike; a `step_skipped` follows.
+    LossSpike {
+        step: u64,
+        epoch: u64,
+        #[serde(with = "crate::metrics::number")]
+        loss: f64,
+        #[serde(with = "crate::metrics::number")]
+        mean: f64,
+        #[serde(with = "crate::metrics::number")]
+        sd: f64,
+    },
     /// A fault that was asked for happened (`[chaos] allow`). `fault` is its name as in the control interface.
     FaultInjected {
         process: String,

@@ -27,6 +27,7 @@ pub(crate) fn check(file: &Path, mut sections: RunFile) -> Result<RunFile, RunFi
         checkpoint,
         cluster,
         audit: _,
+        policy: _,
         chaos: _,
     } = &sections;
 

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::Value;
 
 use crate::run_config::RunConfig;
+use crate::safeguards::LossSpike;
 
 /// Fields, and sections, that decide the final weights. Everything else (evaluation, checkpoints, replication, threads, where
 /// to stop) may change when a run goes on.
-const NUMERIC: [&str; 9] = [
+const NUMERIC: [&str; 12] = [
     "run.seed",
     "run.steps",
     "run.determinism",
@@ -18,6 +19,9 @@ const NUMERIC: [&str; 9] = [
     "optimizer.",
     "compute.dtype",
     "cluster.block_params",
+    "policy.loss_spike",
+    "policy.spike_sd",
+    "policy.spike_window",
 ];
 
 /// Fields whose effect the dataset's digest stands for: the same text elsewhere is the same run.
@@ -75,6 +79,10 @@ impl RunConfig {
         let mut fields = BTreeMap::new();
         flatten("", &all, &mut fields);
         fields.retain(|field, _| starts_with_any(field, &NUMERIC));
+        if self.policy.loss_spike == LossSpike::Off {
+            // What a spike would be decides nothing, then.
+            fields.retain(|field, _| !field.starts_with("policy."));
+        }
         fields
     }
 }

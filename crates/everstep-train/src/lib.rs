@@ -21,7 +21,7 @@ pub use identity::NumericDifference;
 pub use objective::{BatchSource, EvaluationSums, Objective, TrainError};
 pub use pretraining::{Pretraining, PretrainingData, micro_batches};
 pub use run_config::{OptimizerExtras, RunConfig};
-pub use safeguards::{AuditConfig, ChaosConfig};
+pub use safeguards::{AuditConfig, ChaosConfig, LossSpike, NonFinite, PolicyConfig};
 pub use sections::{
     BatchConfig, CheckpointConfig, ClusterConfig, ComputeConfig, Determinism, Election,
     EvaluationConfig, OptimizerSection, RunFile, RunSection,

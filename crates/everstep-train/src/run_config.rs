@@ -8,7 +8,7 @@ use everstep_optim::OptimizerConfig;
 use serde::Serialize;
 
 use crate::error::RunFileError;
-use crate::safeguards::{AuditConfig, ChaosConfig};
+use crate::safeguards::{AuditConfig, ChaosConfig, PolicyConfig};
 use crate::sections::{
     BatchConfig, CheckpointConfig, ClusterConfig, ComputeConfig, EvaluationConfig,
     OptimizerSection, RunFile, RunSection,
@@ -38,6 +38,8 @@ pub struct RunConfig {
     pub cluster: ClusterConfig,
     /// Slots that are computed twice and compared.
     pub audit: AuditConfig,
+    /// Steps that are not what they should be.
+    pub policy: PolicyConfig,
     /// Faults made on purpose.
     pub chaos: ChaosConfig,
 }
@@ -82,6 +84,7 @@ impl RunConfig {
             checkpoint,
             cluster,
             audit,
+            policy,
             chaos,
         } = sections;
         Ok(Self {
@@ -95,6 +98,7 @@ impl RunConfig {
             checkpoint,
             cluster,
             audit,
+            policy,
             chaos,
         })
     }

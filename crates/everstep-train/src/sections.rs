@@ -7,7 +7,7 @@ use everstep_model::ModelConfig;
 use everstep_optim::{ComputeDtype, Schedule};
 use serde::{Deserialize, Serialize};
 
-use crate::safeguards::{AuditConfig, ChaosConfig};
+use crate::safeguards::{AuditConfig, ChaosConfig, PolicyConfig};
 
 /// A run file before it is checked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,9 @@ pub struct RunFile {
     /// Slots that are computed twice and compared.
     #[serde(default)]
     pub audit: AuditConfig,
+    /// Steps that are not what they should be.
+    #[serde(default)]
+    pub policy: PolicyConfig,
     /// Faults made on purpose.
     #[serde(default)]
     pub chaos: ChaosConfig,

@@ -17,6 +17,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::Instrument;
 
 use super::ActorArguments;
+use crate::history;
 use crate::process::ProcessContext;
 use crate::store_health::{Access, Backoff, patiently};
 
@@ -220,6 +221,11 @@ async fn load(
         match patiently(&context, Access::Read, read).await {
             Ok(states) => {
                 for state in states {
+                    let Some(history) = history::from_text(&state.extra) else {
+                        let (block, extra) = (state.block, state.extra);
+                        tracing::error!(block, extra, "a checkpoint's history is not understood");
+                        return loaded(None);
+                    };
                     let (parameters, first, second) =
                         (state.param.into(), state.m.into(), state.v.into());
                     loaded(Some(event(
@@ -228,6 +234,7 @@ async fn load(
                             parameters,
                             first_moment: first,
                             second_moment: second,
+                            history,
                         },
                     )));
                 }
@@ -258,6 +265,7 @@ async fn store(
         .into_iter()
         .map(|(block, state)| everstep_store::BlockState {
             block,
+            extra: history::to_text(&state.history),
             param: state.parameters.into_vec(),
             m: state.first_moment.into_vec(),
             v: state.second_moment.into_vec(),

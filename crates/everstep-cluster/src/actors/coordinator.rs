@@ -2,6 +2,7 @@
 
 mod drain;
 mod notes;
+mod policy;
 mod quarantine;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +39,7 @@ pub(crate) struct CoordinatorActor;
 #[derive(Debug)]
 pub(crate) enum CoordinatorMessage {
     /// From another actor.
-    Delivery(Delivery),
+    Delivery(Box<Delivery>),
     /// From the transport or the node agent.
     Peer(PeerEvent),
     /// The election was won.
@@ -127,7 +128,7 @@ impl Actor for CoordinatorActor {
             address,
             me.incarnation,
             Arc::new(move |delivery| {
-                let _ = inbox.cast(CoordinatorMessage::Delivery(delivery));
+                let _ = inbox.cast(CoordinatorMessage::Delivery(Box::new(delivery)));
             }),
         );
         let peers = myself.clone();
@@ -229,12 +230,13 @@ impl Actor for CoordinatorActor {
                     },
                 )
             }
-            CoordinatorMessage::Delivery(Delivery {
-                from,
-                from_incarnation,
-                message,
-                trace,
-            }) => {
+            CoordinatorMessage::Delivery(delivery) => {
+                let Delivery {
+                    from,
+                    from_incarnation,
+                    message,
+                    trace,
+                } = *delivery;
                 let message = match message {
                     ClusterMessage::Protocol(message) => message,
                     ClusterMessage::Drain {
@@ -243,6 +245,10 @@ impl Actor for CoordinatorActor {
                     } => return state.drain(&myself, processes, seconds_left),
                     ClusterMessage::Released => {
                         state.context.released(state.address);
+                        return Ok(());
+                    }
+                    ClusterMessage::Failed { reason } => {
+                        state.context.fail(reason);
                         return Ok(());
                     }
                     ClusterMessage::BatchRequest { .. } | ClusterMessage::Batch { .. } => {
@@ -533,6 +539,10 @@ impl CoordinatorState {
                 tracing::info!("the last step is committed");
                 self.context.finish();
             }
+            Effect::GaveUp { step, num_skipped } => {
+                self.finished = true;
+                self.give_up(policy::too_many_skips(step, num_skipped));
+            }
             Effect::Deposed { by } => {
                 tracing::warn!(epoch = by.0, "another coordinator leads");
                 return Err(format!("{} is deposed by epoch {}", self.me, by.0).into());
@@ -568,13 +578,7 @@ impl CoordinatorState {
             }
         }
         if !decision.apply {
-            let epoch = self.epoch.unwrap_or_default().0;
-            let reason = "a gradient is not finite".to_owned();
-            self.context.event(&everstep_telemetry::Event::StepSkipped {
-                step: step.0,
-                epoch,
-                reason,
-            });
+            self.log_skip(step, decision);
         }
         Ok(())
     }

@@ -74,6 +74,10 @@ impl Actor for Loader {
                 state.context.released(state.address);
                 return Ok(());
             }
+            ClusterMessage::Failed { reason } => {
+                state.context.fail(reason);
+                return Ok(());
+            }
             _ => return Ok(()),
         };
         let span = tracing::info_span!(span::BATCH, step = step.0);

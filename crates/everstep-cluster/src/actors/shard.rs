@@ -102,13 +102,19 @@ impl Actor for ShardActor {
                 message,
                 trace,
             }) => {
-                if let ClusterMessage::Released = message {
-                    state.context.released(state.address);
-                    return Ok(());
-                }
-                let (Some(from), ClusterMessage::Protocol(message)) =
-                    (member_of(from, from_incarnation), message)
-                else {
+                let message = match message {
+                    ClusterMessage::Protocol(message) => message,
+                    ClusterMessage::Failed { reason } => {
+                        state.context.fail(reason);
+                        return Ok(());
+                    }
+                    ClusterMessage::Released => {
+                        state.context.released(state.address);
+                        return Ok(());
+                    }
+                    _ => return Ok(()),
+                };
+                let Some(from) = member_of(from, from_incarnation) else {
                     return Ok(());
                 };
                 let span = span_of(&message);

@@ -27,7 +27,7 @@ pub(crate) struct WorkerActor;
 #[derive(Debug)]
 pub(crate) enum WorkerMessage {
     /// From another actor.
-    Delivery(Delivery),
+    Delivery(Box<Delivery>),
     /// From the device.
     Computed {
         /// The step.
@@ -101,7 +101,7 @@ impl Actor for WorkerActor {
             address,
             me.incarnation,
             Arc::new(move |delivery| {
-                let _ = inbox.cast(WorkerMessage::Delivery(delivery));
+                let _ = inbox.cast(WorkerMessage::Delivery(Box::new(delivery)));
             }),
         );
         myself.send_interval(context.run.timing.tick(), || WorkerMessage::Tick);
@@ -161,7 +161,7 @@ impl Actor for WorkerActor {
             WorkerMessage::DeviceFailed(reason) => {
                 Err(format!("device of {} failed: {reason}", state.me).into())
             }
-            WorkerMessage::Delivery(delivery) => state.deliver(delivery),
+            WorkerMessage::Delivery(delivery) => state.deliver(*delivery),
         }
     }
 }
@@ -186,6 +186,10 @@ impl WorkerState {
                 Ok(())
             }
             ClusterMessage::BatchRequest { .. } | ClusterMessage::Drain { .. } => Ok(()),
+            ClusterMessage::Failed { reason } => {
+                self.context.fail(reason);
+                Ok(())
+            }
             ClusterMessage::Protocol(message) => {
                 let Some(from) = member_of(from, from_incarnation) else {
                     return Ok(());

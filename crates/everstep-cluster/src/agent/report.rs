@@ -1,10 +1,16 @@
 //! What the agent tells: events, status files, the last words of its processes.
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+
 use everstep_telemetry::Event;
 
 use super::Agent;
 use crate::status::{ProcessStatus, write_processes};
 use crate::topology::Process;
+
+/// As much of the end of a log is looked at.
+const LAST_WORDS_BYTES: u64 = 4096;
 
 impl Agent {
     /// What a process that a user's mistake ended said last.
@@ -18,6 +24,18 @@ impl Agent {
             || format!("process {process} cannot run with this configuration; see its log"),
             str::to_owned,
         )
+    }
+
+    /// The error that a process ended with, if that is the last line of its log.
+    pub(super) fn last_words(&self, process: &str) -> Option<String> {
+        let mut log = File::open(self.options.run_dir.log(process)).ok()?;
+        let begin = log.metadata().ok()?.len().saturating_sub(LAST_WORDS_BYTES);
+        log.seek(SeekFrom::Start(begin)).ok()?;
+        let mut tail = Vec::new();
+        log.read_to_end(&mut tail).ok()?;
+        let tail = String::from_utf8_lossy(&tail);
+        let line = tail.lines().next_back()?;
+        line.strip_prefix("error: ").map(str::to_owned)
     }
 
     pub(super) fn spec(&self, slot: usize) -> &Process {

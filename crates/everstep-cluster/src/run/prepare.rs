@@ -174,7 +174,8 @@ impl RunContext {
             Arc::new(Layout::new(parameters, config.cluster.block_params).map_err(|e| user(&e))?);
         let numerics =
             TrainingNumerics::new(layout.clone(), config.optimizer(), config.compute.dtype)
-                .map_err(|e| user(&e))?;
+                .map_err(|e| user(&e))?
+                .with_policy(config.policy.losses());
         let data = PretrainingData::new(&config, Arc::new(dataset))?;
         let objective = Pretraining::new(&config);
         everstep_torch::load_cuda();

@@ -29,11 +29,20 @@ pub(super) struct Member {
 }
 
 #[derive(Archive, Serialize, Deserialize, Debug)]
+pub(super) struct History {
+    pub(super) num_losses: u32,
+    pub(super) num_skipped: u32,
+    pub(super) loss_mean: f64,
+    pub(super) loss_variance: f64,
+}
+
+#[derive(Archive, Serialize, Deserialize, Debug)]
 pub(super) struct Report {
     pub(super) squared_norm: f64,
     pub(super) finite: bool,
     pub(super) loss_sum: f64,
     pub(super) tokens: u64,
+    pub(super) history: History,
 }
 
 #[derive(Archive, Serialize, Deserialize, Debug)]
@@ -101,6 +110,8 @@ pub(super) struct Decision {
     pub(super) gradient_norm: f64,
     pub(super) loss: f64,
     pub(super) tokens: u64,
+    pub(super) is_spike: bool,
+    pub(super) history: History,
 }
 
 #[derive(Archive, Serialize, Deserialize, Debug)]
@@ -221,6 +232,7 @@ pub(super) enum Body {
         block: u32,
         version: u64,
         last: Option<Report>,
+        history: History,
     },
     Seeded {
         lineage: u64,
@@ -246,4 +258,7 @@ pub(super) enum Body {
         seconds_left: Option<u64>,
     },
     Released,
+    Failed {
+        reason: String,
+    },
 }

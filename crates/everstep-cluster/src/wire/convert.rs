@@ -9,9 +9,9 @@ use everstep_telemetry::TraceContext;
 
 use super::body::{self, Body};
 use super::parts::{
-    address_from_wire, address_to_wire, dtype_to_wire, range, report_from_wire, report_to_wire,
-    status_from_wire, status_to_wire, task_from_wire, task_to_wire, testimonies_from_wire,
-    testimonies_to_wire, view_from_wire, view_to_wire,
+    address_from_wire, address_to_wire, dtype_to_wire, history_from_wire, history_to_wire, range,
+    report_from_wire, report_to_wire, status_from_wire, status_to_wire, task_from_wire,
+    task_to_wire, testimonies_from_wire, testimonies_to_wire, view_from_wire, view_to_wire,
 };
 use super::{Envelope, WireError};
 use crate::message::{ClusterMessage, StepMessage};
@@ -42,6 +42,7 @@ pub(super) fn to_wire(message: ClusterMessage) -> (Body, Option<Bytes>) {
             let payload = super::payload_of(&message);
             (step_to_wire(message), payload)
         }
+        ClusterMessage::Failed { reason } => (Body::Failed { reason }, None),
         ClusterMessage::BatchRequest { step, task } => (
             Body::BatchRequest {
                 step: step.0,
@@ -150,6 +151,8 @@ fn step_to_wire(message: StepMessage) -> Body {
                 gradient_norm,
                 loss,
                 tokens,
+                is_spike,
+                history,
             } = decision;
             let decision = body::Decision {
                 apply,
@@ -157,6 +160,8 @@ fn step_to_wire(message: StepMessage) -> Body {
                 gradient_norm,
                 loss,
                 tokens,
+                is_spike,
+                history: history_to_wire(history),
             };
             Body::Decide {
                 epoch: view.epoch.0,
@@ -269,12 +274,13 @@ fn step_to_wire(message: StepMessage) -> Body {
             block,
             version,
             last,
-            ..
+            state,
         } => Body::Seed {
             lineage: lineage.0,
             block,
             version: version.0,
             last: last.map(report_to_wire),
+            history: history_to_wire(state.history),
         },
         Message::Seeded {
             lineage,
@@ -327,6 +333,7 @@ pub(super) fn from_wire(
             seconds_left,
         },
         Body::Released => ClusterMessage::Released,
+        Body::Failed { reason } => ClusterMessage::Failed { reason },
         body => ClusterMessage::Protocol(step_from_wire(body, payload)?),
     };
     Ok((envelope, message))
@@ -433,6 +440,8 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
                 gradient_norm,
                 loss,
                 tokens,
+                is_spike,
+                history,
             } = decision;
             let decision = Decision {
                 apply,
@@ -440,6 +449,8 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
                 gradient_norm,
                 loss,
                 tokens,
+                is_spike,
+                history: history_from_wire(&history),
             };
             Message::Decide {
                 view: ViewId {
@@ -556,12 +567,13 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
             block,
             version,
             last,
+            history,
         } => Message::Seed {
             lineage: Lineage(lineage),
             block,
             version: Step(version),
             last: last.as_ref().map(report_from_wire),
-            state: super::state(&tensor(payload)?)?,
+            state: super::state(&tensor(payload)?, history_from_wire(&history))?,
         },
         Body::Seeded {
             lineage,
@@ -572,7 +584,11 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
             block,
             version: Step(version),
         },
-        Body::BatchRequest { .. } | Body::Batch { .. } | Body::Drain { .. } | Body::Released => {
+        Body::BatchRequest { .. }
+        | Body::Batch { .. }
+        | Body::Drain { .. }
+        | Body::Released
+        | Body::Failed { .. } => {
             return Err(WireError::Field {
                 field: "body",
                 value: 0,

@@ -1,6 +1,7 @@
 //! The parts of messages: members, tasks, reports, statuses and views, to and from their archived forms.
 
 use everstep_optim::ComputeDtype;
+use everstep_protocol::policy::History;
 use everstep_protocol::{
     BlockStatus, Digest, Epoch, GradientReport, Lineage, Member, Placement, Repair, Role,
     SlotRange, Status, Step, Task, Testimony, View,
@@ -161,18 +162,44 @@ pub(super) fn dtype_from_wire(dtype: u8) -> Result<ComputeDtype, WireError> {
     }
 }
 
+pub(super) fn history_to_wire(history: History) -> body::History {
+    let History {
+        num_losses,
+        loss_mean,
+        loss_variance,
+        num_skipped,
+    } = history;
+    body::History {
+        num_losses,
+        num_skipped,
+        loss_mean,
+        loss_variance,
+    }
+}
+
+pub(super) fn history_from_wire(wire: &body::History) -> History {
+    History {
+        num_losses: wire.num_losses,
+        loss_mean: wire.loss_mean,
+        loss_variance: wire.loss_variance,
+        num_skipped: wire.num_skipped,
+    }
+}
+
 pub(super) fn report_to_wire(report: GradientReport) -> body::Report {
     let GradientReport {
         squared_norm,
         finite,
         loss_sum,
         tokens,
+        history,
     } = report;
     body::Report {
         squared_norm,
         finite,
         loss_sum,
         tokens,
+        history: history_to_wire(history),
     }
 }
 
@@ -182,6 +209,7 @@ pub(super) fn report_from_wire(wire: &body::Report) -> GradientReport {
         finite: wire.finite,
         loss_sum: wire.loss_sum,
         tokens: wire.tokens,
+        history: history_from_wire(&wire.history),
     }
 }
 

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use everstep_data::TokenBatch;
 use everstep_optim::ComputeDtype;
+use everstep_protocol::policy::History;
 use everstep_protocol::{
     BlockStatus, Decision, Digest, Epoch, GradientReport, Lineage, Member, Message, Placement,
     Repair, Role, SlotRange, Status, Step, Task, Testimony, View, ViewId,
@@ -48,11 +49,18 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
     let (epoch, lineage, step, version) = (Epoch(3), Lineage(2), Step(41), Step(42));
     let view = ViewId { epoch, number: 9 };
     let range = SlotRange { start: 4, end: 8 };
+    let history = History {
+        num_losses: 5,
+        loss_mean: 2.25,
+        loss_variance: 0.125,
+        num_skipped: 1,
+    };
     let report = GradientReport {
         squared_norm: 0.5,
         finite: true,
         loss_sum: 1.25,
         tokens: 6,
+        history,
     };
     let decision = Decision {
         apply: true,
@@ -60,6 +68,8 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
         gradient_norm: 1.5,
         loss: 2.5,
         tokens: 6,
+        is_spike: false,
+        history,
     };
     let gradient = || Gradient::new(vec![1.0_f32, -2.0], 1.25, 6);
     let placement = Placement {
@@ -116,6 +126,7 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
         first_moment: vec![3.0_f32].into(),
         second_moment: vec![4.0_f32].into(),
         parameters: vec![2.0_f32].into(),
+        history,
     };
     let wide = FloatBuffer::from(vec![1.0_f32, -2.0]);
     let parameters = |dtype| Message::Parameters {
@@ -288,6 +299,8 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
         .map(|(name, message)| (name, ClusterMessage::Protocol(message)))
         .collect();
     samples.push(("audited", ClusterMessage::Protocol(audited)));
+    let reason = "3 steps in a row".to_owned();
+    samples.push(("failed", ClusterMessage::Failed { reason }));
     samples.push((
         "batch_request",
         ClusterMessage::BatchRequest {

@@ -217,6 +217,7 @@ fn decisions_are_about_the_mean() {
         finite: true,
         loss_sum: 30.0,
         tokens: 10,
+        history: History::default(),
     };
     let decision = numerics(&layout, 1.0).decide(Step(3), &[report(900.0), report(700.0)]);
     assert_eq!(

@@ -305,6 +305,12 @@ impl<N: Numerics> Coordinator<N> {
         self.out.push(Effect::Broadcast { message });
     }
 
+    /// Leads no more, and says why.
+    pub(super) fn abandon_run(&mut self, step: Step, num_skipped: u32) {
+        self.reset();
+        self.out.push(Effect::GaveUp { step, num_skipped });
+    }
+
     pub(super) fn finish(&mut self, now_ms: u64) {
         self.phase = Phase::Finished;
         self.pulse.start(now_ms);

@@ -111,6 +111,11 @@ impl<N: Numerics> Coordinator<N> {
         let took_ms = now_ms.saturating_sub(self.step_since_ms) as f64;
         self.step_ms = Some(self.step_ms.map_or(took_ms, |mean| (mean + took_ms) / 2.0));
         let reports: Vec<GradientReport> = self.work.reduced.values().copied().collect();
+        // From the committed state, and before anything of this step is: so it does not matter who led when the last one was skipped.
+        let num_skipped = reports.first().map_or(0, |one| one.history.num_skipped);
+        if self.config.skip_limit > 0 && num_skipped >= self.config.skip_limit {
+            return self.abandon_run(step, num_skipped);
+        }
         let decision = self.numerics.decide(step, &reports);
         self.log_step(step, decision);
         let snapshot = self.begin_checkpoint(now_ms, step.next());

@@ -7,6 +7,7 @@ use crate::testing::{LINE, Words, coordinator as me, reborn, report, shard, work
 mod audits;
 mod checkpoints;
 mod drains;
+mod policy;
 mod stragglers;
 
 /// A leader under test. Effects become lines; heartbeats and views to workers are left out.
@@ -32,6 +33,7 @@ fn config() -> CoordinatorConfig {
         lease_ms: 500,
         resend_ms: 100,
         audit: AuditPlan::default(),
+        skip_limit: 0,
     }
 }
 

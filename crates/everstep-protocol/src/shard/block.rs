@@ -220,6 +220,15 @@ impl<N: Numerics> Block<N> {
         self.log.get(&self.version()?)?.reduced.as_ref()
     }
 
+    /// The report of the current step's reduced gradient, with the history of the state that it is of.
+    pub(super) fn report(&self, numerics: &N) -> Option<GradientReport> {
+        let history = numerics.history(&self.replica.as_ref()?.state);
+        Some(GradientReport {
+            history,
+            ..self.reduced()?.report
+        })
+    }
+
     /// Whose gradients of audited slots are in what is held of `step`.
     pub(super) fn testimonies(&self, step: Step) -> Vec<Testimony> {
         self.log
@@ -250,10 +259,14 @@ impl<N: Numerics> Block<N> {
             return None;
         };
         let (step, snapshot) = (replica.version, *snapshot);
+        replica.last = Some(GradientReport {
+            history: numerics.history(&replica.state),
+            ..reduced.report
+        });
         if decision.apply {
             numerics.apply(block, step, decision, &reduced.gradient, &mut replica.state);
         }
-        replica.last = Some(reduced.report);
+        numerics.remember(decision, &mut replica.state);
         replica.version = step.next();
         replica.tree.clear();
         replica.testimonies.clear();
@@ -285,13 +298,13 @@ impl<N: Numerics> Block<N> {
         Some(parameters.clone())
     }
 
-    pub(super) fn status(&self, block: BlockId) -> Option<BlockStatus> {
+    pub(super) fn status(&self, numerics: &N, block: BlockId) -> Option<BlockStatus> {
         let replica = self.replica.as_ref()?;
         Some(BlockStatus {
             block,
             version: replica.version,
             last: replica.last,
-            reduced: self.reduced().map(|reduced| reduced.report),
+            reduced: self.report(numerics),
         })
     }
 }

@@ -90,7 +90,7 @@ impl<N: Numerics> Shard<N> {
             blocks: self
                 .blocks
                 .iter()
-                .filter_map(|(&id, block)| block.status(id))
+                .filter_map(|(&id, block)| block.status(&self.numerics, id))
                 .collect(),
             quarantined: self
                 .view

@@ -191,10 +191,9 @@ impl<N: Numerics> Shard<N> {
         let Some(block) = self.blocks.get_mut(&id) else {
             return;
         };
-        let (Some(step), Some(reduced)) = (block.version(), block.reduced()) else {
+        let (Some(step), Some(report)) = (block.version(), block.report(&self.numerics)) else {
             return;
         };
-        let report = reduced.report;
         let replicated = placement
             .backups
             .iter()
@@ -329,10 +328,14 @@ impl<N: Numerics> Shard<N> {
             .iter_mut()
             .filter_map(|(member, retry)| retry.fires(now_ms).then_some(*member))
             .collect();
-        let (Some(step), Some(reduced)) = (block.version(), block.reduced()) else {
+        let (Some(step), Some(reduced), Some(report)) = (
+            block.version(),
+            block.reduced(),
+            block.report(&self.numerics),
+        ) else {
             return;
         };
-        let (gradient, report) = (reduced.gradient.clone(), reduced.report);
+        let gradient = reduced.gradient.clone();
         let testimonies = reduced.testimonies.clone();
         let backups = self
             .view

@@ -56,6 +56,7 @@ pub(super) async fn the_digest_ignores_who_wrote_what(fixture: &Fixture) {
         ],
         m: vec![0.1; 4],
         v: Vec::new(),
+        extra: format!("of block {block}"),
     };
     let all: Vec<BlockState> = (0..5).map(state).collect();
     let layout = identity("x").layout;

@@ -122,6 +122,7 @@ pub(crate) fn blocks(step: u64, ids: std::ops::Range<u32>, len: usize) -> Vec<Bl
         param: values(block, 0),
         m: values(block, 1),
         v: values(block, 2),
+        extra: String::new(),
     })
     .collect()
 }

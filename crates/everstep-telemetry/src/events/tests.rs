@@ -189,6 +189,19 @@ fn every_kind_round_trips() {
             epoch: 1,
             reason: s(),
         },
+        Event::LedgerDamaged {
+            process: s(),
+            node: s(),
+            reason: s(),
+            incarnation: 1 << 31,
+        },
+        Event::LossSpike {
+            step: 1,
+            epoch: 1,
+            loss: 9.5,
+            mean: 2.5,
+            sd: 0.1 + 0.2,
+        },
         Event::Evaluation {
             step: 1,
             loss: 0.1 + 0.2,

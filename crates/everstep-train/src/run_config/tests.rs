@@ -4,6 +4,7 @@ use everstep_data::TokenizerKind;
 use everstep_model::{Architecture, Mlp, Norm, Positions};
 use everstep_optim::{ComputeDtype, Schedule};
 use everstep_protocol::Step;
+use everstep_protocol::policy::LossPolicy;
 
 use super::*;
 use crate::sections::{Determinism, Election};
@@ -495,4 +496,43 @@ fn bad_safeguards_are_named() {
     );
     let relaxed = parse(SMALL, &["audit.share=0.5", "run.determinism=relaxed"]).unwrap_err();
     assert!(relaxed.to_string().contains("audit.share"), "{relaxed}");
+}
+
+#[test]
+fn a_policy_is_part_of_the_numbers_only_if_it_can_change_them() {
+    let plain = small(&[]);
+    let limited = small(&["policy.skip_limit=3", "policy.spike_sd=2"]);
+    assert_eq!(plain.policy.losses(), LossPolicy::default());
+    assert_eq!(plain.numeric_identity(), limited.numeric_identity());
+    assert!(!plain.numeric_identity().contains("policy"));
+    let skips = small(&["policy.loss_spike=skip"]);
+    let others = small(&["policy.loss_spike=skip", "policy.spike_window=50"]);
+    assert_ne!(plain.numeric_identity(), skips.numeric_identity());
+    assert_eq!(
+        skips.numeric_differences(&others)[0].field,
+        "policy.spike_window"
+    );
+    let expected = LossPolicy {
+        spike_sd: 6.0,
+        window: 100,
+    };
+    assert_eq!(skips.policy.losses(), expected);
+}
+
+#[test]
+fn bad_policies_are_named() {
+    let unknown = error("policy.loss_spike=rollback");
+    assert!(
+        unknown.starts_with("policy.loss_spike: unknown value `rollback`; allowed: `off`"),
+        "{unknown}"
+    );
+    assert!(error("policy.non_finite=ignore").starts_with("policy.non_finite: unknown value"));
+    assert_eq!(
+        error("policy.spike_sd=0"),
+        "policy.spike_sd: is 0; allowed: a number above 0"
+    );
+    assert_eq!(
+        error("policy.spike_window=1"),
+        "policy.spike_window: is 1; allowed: 2 or more"
+    );
 }

@@ -8,6 +8,7 @@ use ractor::ActorRef;
 
 use super::{CoordinatorMessage, CoordinatorState};
 use crate::quarantine;
+use crate::topology::ActorRole;
 
 impl CoordinatorState {
     /// Takes over what the store says; returns the workers.
@@ -70,6 +71,19 @@ impl CoordinatorState {
                 time: everstep_telemetry::timestamp(SystemTime::now()),
                 ..Quarantine::default()
             });
+        }
+        let num_workers = self.context.run.topology.count(ActorRole::Worker) as usize;
+        if self.machine.quarantined().len() >= num_workers && !self.finished {
+            self.finished = true;
+            let names: Vec<&str> = self
+                .quarantines
+                .values()
+                .map(|one| one.process.as_str())
+                .collect();
+            self.give_up(format!(
+                "every worker of the topology is quarantined ({}), so nobody may compute anything; `everstep audit clear` lifts a quarantine",
+                names.join(", ")
+            ));
         }
     }
 }
