@@ -226,6 +226,18 @@ pub enum Note {
         /// The version.
         version: Step,
     },
+    /// A life that was declared lost spoke: nothing came of it, and it is told to end.
+    Expelled {
+        /// Who.
+        member: Member,
+    },
+    /// A leader that is deposed spoke as if it led.
+    Refused {
+        /// Who.
+        from: Member,
+        /// The epoch that it believes to lead.
+        epoch: Epoch,
+    },
     /// Slots of a step were leased again because their holder is gone or slow.
     SlotsReassigned {
         /// The step.

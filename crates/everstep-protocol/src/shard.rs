@@ -29,7 +29,7 @@ mod views;
 
 pub use machine::Shard;
 
-use crate::ids::{BlockId, Lineage, Member, Step};
+use crate::ids::{BlockId, Epoch, Lineage, Member, Step};
 use crate::message::{Message, Numerics};
 
 /// What a shard knows of the run.
@@ -121,6 +121,13 @@ pub enum Effect<N: Numerics> {
     },
     /// This member was expelled: the actor must end; its supervisor starts a new life.
     Restart,
+    /// A leader that is deposed spoke as if it led: nothing came of it.
+    Refused {
+        /// Who.
+        from: Member,
+        /// The epoch that it believes to lead.
+        epoch: Epoch,
+    },
     /// The run is over.
     Finished,
 }

@@ -21,7 +21,7 @@ mod tasks;
 pub use machine::Worker;
 
 use crate::audit::AuditPlan;
-use crate::ids::{BlockId, Member, Step};
+use crate::ids::{BlockId, Epoch, Member, Step};
 use crate::message::{Message, Numerics, Task};
 
 /// What a worker knows of the run.
@@ -115,6 +115,13 @@ pub enum Effect<N: Numerics> {
     },
     /// This member was expelled: the actor must end; its supervisor starts a new life.
     Restart,
+    /// A leader that is deposed spoke as if it led: nothing came of it.
+    Refused {
+        /// Who.
+        from: Member,
+        /// The epoch that it believes to lead.
+        epoch: Epoch,
+    },
     /// The run is over.
     Finished,
 }

@@ -323,6 +323,7 @@ impl World<'_> {
                 self.count(Recovery::Rollback);
                 self.shake();
             }
+            Note::Expelled { .. } | Note::Refused { .. } => {}
             Note::AuditMismatch { .. } => self.count(Recovery::AuditMismatch),
             Note::WorkerQuarantined {
                 worker, permanent, ..
@@ -413,6 +414,7 @@ impl World<'_> {
                 });
                 self.reached(Phase::Snapshot, actor);
             }
+            ShardEffect::Refused { .. } => {}
             ShardEffect::Restart => {
                 self.observe_restart();
                 self.end(actor, false);
@@ -467,6 +469,7 @@ impl World<'_> {
                     },
                 );
             }
+            WorkerEffect::Refused { .. } => {}
             WorkerEffect::Restart => self.end(actor, false),
             WorkerEffect::Finished => self.end(actor, true),
         }

@@ -356,7 +356,15 @@ impl<N: Numerics> Coordinator<N> {
             // The last manifest is a fact of the store, whichever epoch committed it.
             return self.finish(now_ms);
         }
-        if self.is_deposed_by(&message) || !self.is_leading() || from.role == Role::Coordinator {
+        if self.is_deposed_by(&message) || !self.is_leading() {
+            return;
+        }
+        if from.role == Role::Coordinator {
+            if let Message::Announce { epoch } = message
+                && epoch < self.epoch
+            {
+                self.note(Note::Refused { from, epoch });
+            }
             return;
         }
         if !self.admit(now_ms, from, &message) {

@@ -86,6 +86,7 @@ impl<N: Numerics> Coordinator<N> {
             .get(&actor)
             .is_some_and(|lost| from.incarnation <= *lost);
         if is_lost || known.is_some_and(|known| known.incarnation > from.incarnation) {
+            self.note(Note::Expelled { member: from });
             self.send(from, Message::Expelled { epoch });
             return false;
         }

@@ -215,6 +215,7 @@ impl<N: Numerics> Worker<N> {
         }
         let standing = self.allegiance.judge(from, epoch);
         if standing == Standing::Fenced {
+            self.out.push(Effect::Refused { from, epoch });
             if matches!(message, Message::Announce { .. }) {
                 // A leader that does not know it is deposed would keep others from standing for election.
                 let message = self.hello();
