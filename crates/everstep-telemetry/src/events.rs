@@ -78,11 +78,18 @@ pub enum Event {
         node: String,
         pid: u32,
     },
-    /// A process was alive and did nothing for `seconds`: its agent ends it.
+    /// A process is alive and has done nothing for `seconds`: its agent ends it now, or, if it is stopped by a signal, once it has been
+    /// stopped for as long as the topology file's `agent.stopped_seconds` says.
     ProcessHung {
         process: String,
         node: String,
         reason: String,
+        seconds: f64,
+    },
+    /// A process that was stopped goes on, after `seconds`, before its agent had to end it.
+    ProcessWoke {
+        process: String,
+        node: String,
         seconds: f64,
     },
     /// `source` (`sigterm`, `slurm`, `aws`, `gcp`, `azure`) says that the machine will be taken away.
@@ -144,6 +151,22 @@ pub enum Event {
         node: String,
         epoch: u64,
         step: u64,
+    },
+    /// A process that led `epoch` has learnt that another one leads `by`, and leads no more.
+    LeaderDeposed {
+        process: String,
+        node: String,
+        epoch: u64,
+        by: u64,
+    },
+    /// `process`, which follows or leads `epoch`, refused what `from` said: a leader that is deposed, or a life that was declared lost.
+    /// Logged once for each that is refused, however much it says.
+    StaleRefused {
+        process: String,
+        node: String,
+        from: String,
+        epoch: u64,
+        reason: String,
     },
     /// A step committed again after something was lost: the end of that loss's story. `cause` says what was lost (`worker`, `shard`,
     /// `leader`, `rollback`), `noticed_seconds` how long it took to notice, `seconds` the time from then to the first commit after

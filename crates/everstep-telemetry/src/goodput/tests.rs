@@ -230,6 +230,87 @@ fn a_rollback_is_graver_than_what_caused_it() {
 }
 
 #[test]
+fn a_hang_counts_from_when_it_began_to_the_end_of_its_recovery() {
+    let hung = |process: &str, seconds: f64| Event::ProcessHung {
+        process: process.to_owned(),
+        node: "n".to_owned(),
+        reason: "it is stopped by a signal".to_owned(),
+        seconds,
+    };
+    let woke = |process: &str| Event::ProcessWoke {
+        process: process.to_owned(),
+        node: "n".to_owned(),
+        seconds: 2.0,
+    };
+    let goodput = Run::default()
+        .started(0)
+        .up(0, "w", "worker")
+        .up(0, "c", "coordinator")
+        .up(0, "d", "coordinator")
+        .leads(1, "c")
+        // The worker is stopped at 2.1 s, noticed at 3, ended, and back at 4.5.
+        .commits([1000, 2000, 5000])
+        .event(3000, hung("w", 0.9))
+        .lost(3010, "w", "worker")
+        .up(4500, "w", "worker")
+        .commits([6000, 7000, 8000])
+        // The leader is stopped and wakes up when another one leads.
+        .event(9000, hung("c", 0.9))
+        .leads(10_000, "d")
+        .commits([10_500, 11_500])
+        .event(11_600, woke("c"))
+        // A standby may hang: nobody waits for it.
+        .event(12_000, hung("c", 0.9))
+        .commits([12_500, 13_500])
+        .event(13_600, woke("c"))
+        .finished(13_500)
+        .account();
+    assert_eq!(lost(&goodput, Cause::Hang), (3.5, 2));
+    assert_eq!(lost(&goodput, Cause::WorkerLost), (0.0, 0));
+    assert_eq!(lost(&goodput, Cause::LeaderLost), (0.0, 0));
+    let participation = goodput.participation.unwrap();
+    assert!((participation - (1.0 - 2.4 / 12.5)).abs() < 1e-9);
+    demand_sum(&goodput);
+}
+
+#[test]
+fn a_node_that_is_left_and_a_lie_have_causes_of_their_own() {
+    let notice = Event::PreemptionNotice {
+        source: "aws".to_owned(),
+        node: "n".to_owned(),
+        seconds_left: Some(120),
+    };
+    let stopped = |process: &str| Event::ProcessStopped {
+        process: process.to_owned(),
+        node: "n".to_owned(),
+    };
+    let mismatch = Event::AuditMismatch {
+        step: 6,
+        epoch: 1,
+        slot: 3,
+        digests: Vec::new(),
+    };
+    let goodput = Run::default()
+        .started(0)
+        .up(0, "w", "worker")
+        .commits([1000, 2000])
+        .event(2500, notice.clone())
+        .event(2600, notice)
+        .event(3000, stopped("w"))
+        .event(3500, stopped("s"))
+        .commits([4000, 5000, 6000, 7000])
+        .event(7500, mismatch)
+        .commits([9500, 10_500])
+        .finished(10_500)
+        .account();
+    assert_eq!(goodput.step_seconds, 1.0);
+    assert_eq!(lost(&goodput, Cause::Drain), (1.0, 1));
+    assert_eq!(lost(&goodput, Cause::Audit), (1.5, 1));
+    assert_eq!(lost(&goodput, Cause::WorkerLost), (0.0, 0));
+    demand_sum(&goodput);
+}
+
+#[test]
 fn the_time_between_two_sessions_does_not_count() {
     let goodput = Run::default()
         .started(0)

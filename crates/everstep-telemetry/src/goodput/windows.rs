@@ -23,6 +23,8 @@ struct Window {
 struct Away {
     since: SystemTime,
     cause: Cause,
+    /// It led: over when somebody leads.
+    led: bool,
     /// When it started again, if it waits for its blocks.
     seeding_since: Option<SystemTime>,
 }
@@ -44,6 +46,14 @@ impl Windows {
         }
         for (process, away) in std::mem::take(&mut reader.away) {
             reader.close(&process, &away, end, end);
+        }
+        for draining in std::mem::take(&mut reader.draining).into_values() {
+            reader.windows.push(Window {
+                start: draining.since,
+                end: draining.until.map_or(end, |until| until + SETTLE),
+                cause: Cause::Drain,
+                counts: true,
+            });
         }
         Self {
             windows: reader.windows,
@@ -87,7 +97,17 @@ struct Reader {
     away: BTreeMap<String, Away>,
     workers: BTreeSet<String>,
     absences: Vec<(SystemTime, SystemTime)>,
+    /// What each process does.
+    roles: BTreeMap<String, Vec<String>>,
     leader: Option<String>,
+    draining: BTreeMap<String, Draining>,
+}
+
+/// A node that is being left.
+struct Draining {
+    since: SystemTime,
+    /// When the last of its processes ended.
+    until: Option<SystemTime>,
 }
 
 impl Reader {
@@ -97,7 +117,26 @@ impl Reader {
                 if is(roles, "worker") {
                     self.workers.insert(process.clone());
                 }
+                self.roles.insert(process.clone(), roles.clone());
                 self.started(at, process, roles);
+            }
+            Event::ProcessHung {
+                process, seconds, ..
+            } => self.hung(at, process, *seconds),
+            Event::ProcessWoke { process, .. } if self.is_hung(process) => {
+                self.end(process, at, at);
+            }
+            Event::PreemptionNotice { node, .. } => {
+                let began = Draining {
+                    since: at,
+                    until: None,
+                };
+                self.draining.entry(node.clone()).or_insert(began);
+            }
+            Event::ProcessStopped { node, .. } => {
+                if let Some(draining) = self.draining.get_mut(node) {
+                    draining.until = Some(at);
+                }
             }
             Event::ProcessLost { process, roles, .. } => self.lost(at, process, roles),
             Event::BackupSeeded { process, .. } if self.is_seeding(process) => {
@@ -108,7 +147,7 @@ impl Reader {
                 let leaderless: Vec<String> = self
                     .away
                     .iter()
-                    .filter(|(_, away)| away.cause == Cause::LeaderLost)
+                    .filter(|(_, away)| away.led)
                     .map(|(process, _)| process.clone())
                     .collect();
                 for process in leaderless {
@@ -123,6 +162,9 @@ impl Reader {
             Event::CheckpointAbandoned { .. } | Event::CheckpointDamaged { .. } => {
                 self.point(at, Cause::Store, true);
             }
+            Event::AuditMismatch { .. } => self.point(at, Cause::Audit, true),
+            // The step is computed again, in part or whole.
+            Event::WorkerQuarantined { .. } => self.point(at, Cause::Audit, false),
             _ => {}
         }
     }
@@ -132,31 +174,58 @@ impl Reader {
         away.is_some_and(|away| away.seeding_since.is_some())
     }
 
-    fn lost(&mut self, at: SystemTime, process: &str, roles: &[String]) {
-        let cause = if self.leader.as_deref() == Some(process) {
+    fn is_hung(&self, process: &str) -> bool {
+        let away = self.away.get(process);
+        away.is_some_and(|away| away.cause == Cause::Hang)
+    }
+
+    /// What the run loses with a process; none with a standby, since nothing waits for it.
+    fn cause_of(&self, process: &str, roles: &[String]) -> Option<Cause> {
+        if self.leader.as_deref() == Some(process) {
             // The leader cannot report its own end; whatever else the process did counts less.
-            Cause::LeaderLost
+            Some(Cause::LeaderLost)
         } else if is(roles, "shard") {
-            Cause::ShardLost
+            Some(Cause::ShardLost)
         } else if is(roles, "worker") {
-            Cause::WorkerLost
+            Some(Cause::WorkerLost)
         } else if is(roles, "loader") {
-            Cause::LoaderLost
+            Some(Cause::LoaderLost)
         } else {
-            // A standby: nothing waits for it.
+            None
+        }
+    }
+
+    fn lost(&mut self, at: SystemTime, process: &str, roles: &[String]) {
+        if let Some(cause) = self.cause_of(process, roles) {
+            self.leaves(at, process, cause);
+        }
+    }
+
+    /// It was noticed `seconds` after it had begun, unless others had taken it for lost before.
+    fn hung(&mut self, at: SystemTime, process: &str, seconds: f64) {
+        let roles = self.roles.get(process).cloned().unwrap_or_default();
+        if self.cause_of(process, &roles).is_none() {
             return;
-        };
+        }
+        let since = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        let since = at.checked_sub(since).unwrap_or(at);
+        self.leaves(since, process, Cause::Hang);
+    }
+
+    fn leaves(&mut self, since: SystemTime, process: &str, cause: Cause) {
         // The agent and the leader both tell of one loss, the leader once per role.
         if let Some(away) = self.away.get_mut(process)
             && away.seeding_since.is_none()
         {
             away.cause = away.cause.max(cause);
+            away.since = away.since.min(since);
             return;
         }
-        self.end(process, at, at);
+        self.end(process, since, since);
         let away = Away {
-            since: at,
+            since,
             cause,
+            led: self.leader.as_deref() == Some(process),
             seeding_since: None,
         };
         self.away.insert(process.to_owned(), away);
@@ -166,7 +235,7 @@ impl Reader {
         let Some(away) = self.away.get_mut(process) else {
             return;
         };
-        if away.cause == Cause::LeaderLost {
+        if away.led {
             // Over when somebody leads.
             return;
         }
