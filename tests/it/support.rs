@@ -1,11 +1,16 @@
 //! Starts runs, follows them, kills their processes, and counts what really happened.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use everstep_cluster::RunDir;
+use everstep_cluster::control::{self, Injection, Reply, Request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -110,13 +115,31 @@ block_params = 4096
 
     /// A topology with so many worker and shard processes.
     pub(crate) fn cluster(&self, workers: u32, shards: u32, replication: u32) -> PathBuf {
+        let leader = "name = \"coordinator\"";
+        let name = format!("cluster-{workers}-{shards}-{replication}.toml");
+        self.write_cluster(&name, leader, [workers, shards, replication], "")
+    }
+
+    /// Two coordinators, two workers, and two shards with each block on both; `more` is added to the file.
+    pub(crate) fn cluster_with_standby(&self, more: &str) -> PathBuf {
+        let leaders = "name = \"coordinator\"\ncount = 2";
+        self.write_cluster("cluster-standby.toml", leaders, [2, 2, 2], more)
+    }
+
+    fn write_cluster(
+        &self,
+        file: &str,
+        coordinators: &str,
+        [workers, shards, replication]: [u32; 3],
+        more: &str,
+    ) -> PathBuf {
         let text = format!(
             r#"
 [[node]]
 name = "local"
 
 [[process]]
-name = "coordinator"
+{coordinators}
 node = "local"
 roles = ["coordinator"]
 
@@ -139,11 +162,11 @@ count = {workers}
 
 [cluster]
 replication = {replication}
+
+{more}
 "#
         );
-        let path = self
-            .path()
-            .join(format!("cluster-{workers}-{shards}-{replication}.toml"));
+        let path = self.path().join(file);
         fs::write(&path, text).unwrap();
         path
     }
@@ -190,6 +213,13 @@ replication = {replication}
         self.start_command(run_dir, train)
     }
 
+    /// The same for the agent of a node, whose run directory is its own.
+    pub(crate) fn start_node(&self, node: &str, command: Command) -> Running {
+        let mut running = self.start_command(&format!("node-{node}"), command);
+        running.node = node.to_owned();
+        running
+    }
+
     /// The same for a command that the test made.
     pub(crate) fn start_command(&self, run_dir: &str, mut command: Command) -> Running {
         let mut child = command.spawn().unwrap();
@@ -199,7 +229,24 @@ replication = {replication}
             pid,
             waiter,
             run_dir: self.path().join(run_dir),
+            node: "local".to_owned(),
         }
+    }
+
+    /// Starts a run that may be told to misbehave, with so many milliseconds added to each task of its two workers: a run that lasts.
+    pub(crate) fn start_slow(&self, run_dir: &str, topology: &Path, delay_ms: u64) -> Running {
+        let mut train = self.train(run_dir, Some(topology));
+        let errors = fs::File::create(self.path().join(format!("{run_dir}.stderr"))).unwrap();
+        train
+            .args(["--set", "chaos.allow=true"])
+            .stdin(Stdio::null())
+            .stderr(errors);
+        let running = self.start_command(run_dir, train);
+        running.wait_for_step(3);
+        for worker in ["worker-0", "worker-1"] {
+            running.slow_down(worker, delay_ms);
+        }
+        running
     }
 
     /// Digests of parameters and optimizer state, and the step they are of.
@@ -244,10 +291,24 @@ replication = {replication}
 
     /// How many events of a kind there are.
     pub(crate) fn count(&self, run_dir: &str, kind: &str) -> usize {
-        self.lines(run_dir, "events.jsonl")
-            .iter()
-            .filter(|event| event["kind"] == kind)
-            .count()
+        self.events(run_dir, kind).len()
+    }
+
+    /// The events of a kind, in the order of the file.
+    pub(crate) fn events(&self, run_dir: &str, kind: &str) -> Vec<Value> {
+        let mut events = self.lines(run_dir, "events.jsonl");
+        events.retain(|event| event["kind"] == kind);
+        events
+    }
+
+    /// Demands the weights and every number of the undisturbed run.
+    pub(crate) fn demand_undisturbed(&self, run_dir: &str) {
+        let undisturbed = undisturbed();
+        let digest = self.digest(run_dir, None);
+        let step = digest["step"].as_u64().unwrap();
+        assert_eq!(Some(&digest), undisturbed.digests.get(&step));
+        let numbers = self.numbers(run_dir);
+        assert_eq!(numbers, undisturbed.numbers[..step as usize]);
     }
 
     /// All logs of a run, for the message of a failing test.
@@ -268,43 +329,162 @@ replication = {replication}
     }
 }
 
+/// What the standard run gives when nothing disturbs it.
+pub(crate) struct Undisturbed {
+    /// Digests by step, where there is a checkpoint.
+    digests: BTreeMap<u64, Value>,
+    numbers: Vec<(u64, String, String)>,
+}
+
+/// Trained once, for all tests that ask.
+pub(crate) fn undisturbed() -> &'static Undisturbed {
+    static UNDISTURBED: OnceLock<Undisturbed> = OnceLock::new();
+    UNDISTURBED.get_or_init(|| {
+        let bench = Workbench::new();
+        bench.train_to_the_end("laptop", None);
+        let digest = |step| (step, bench.digest("laptop", Some(step)));
+        Undisturbed {
+            digests: (1..=STEPS / 50).map(|number| digest(number * 50)).collect(),
+            numbers: bench.numbers("laptop"),
+        }
+    })
+}
+
+/// How long a test waits for something that must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks until `found` gives something; fails, with what it was, after a minute.
+pub(crate) fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what}: not in time");
+        std::thread::yield_now();
+    }
+}
+
+/// The point in time of an event, in seconds since the epoch.
+pub(crate) fn time_of(event: &Value) -> f64 {
+    let record: everstep_telemetry::EventRecord = serde_json::from_value(event.clone()).unwrap();
+    let since = std::time::UNIX_EPOCH;
+    record
+        .at()
+        .unwrap()
+        .duration_since(since)
+        .unwrap()
+        .as_secs_f64()
+}
+
+/// Now, in seconds since the epoch.
+pub(crate) fn now() -> f64 {
+    let since = std::time::UNIX_EPOCH;
+    std::time::SystemTime::now()
+        .duration_since(since)
+        .unwrap()
+        .as_secs_f64()
+}
+
+/// The lines of a file that others append to, as they come, until the process `pid` ends or a minute is over.
+fn follow(file: &Path, pid: Pid) -> impl Iterator<Item = Value> + use<> {
+    let mut tail = Command::new("timeout")
+        .arg(PATIENCE.as_secs().to_string())
+        .args(["tail", "-n", "+1", "--retry", "-s", "0.02", "-f"])
+        .arg(format!("--pid={pid}"))
+        .arg(file)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let stdout = tail.stdout.take().unwrap();
+    let tail = Tail(tail);
+    let lines = BufReader::new(stdout).lines();
+    lines.map(move |line| {
+        let _ = &tail;
+        serde_json::from_str(&line.unwrap()).unwrap()
+    })
+}
+
+/// Ended with whoever reads it.
+struct Tail(Child);
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A run in progress; its processes are killed when the test gives up on it.
 pub(crate) struct Running {
     pid: Pid,
     /// Waits for the run, so that no zombie looks as if it were alive.
     waiter: Option<JoinHandle<ExitStatus>>,
     run_dir: PathBuf,
+    node: String,
 }
 
 impl Running {
     /// Steps as they are committed: blocks until the next line of `metrics.jsonl`, ends with the run.
     pub(crate) fn steps(&self) -> impl Iterator<Item = u64> + use<> {
-        let pid = self.pid;
-        let mut tail = Command::new("tail")
-            .args(["-n", "+1", "--retry", "-s", "0.02", "-f"])
-            .arg(format!("--pid={pid}"))
-            .arg(self.run_dir.join("metrics.jsonl"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
+        let lines = follow(&self.run_dir.join("metrics.jsonl"), self.pid);
+        lines.map(|line| line["step"].as_u64().unwrap())
+    }
+
+    /// Waits until so many steps are committed; fails if the run ends before, or within a minute.
+    pub(crate) fn wait_for_step(&self, wanted: u64) {
+        let found = self.steps().any(|step| step >= wanted);
+        assert!(found, "step {wanted} was not committed in time");
+    }
+
+    /// Waits until so many more steps are committed.
+    pub(crate) fn wait_for_more_steps(&self, more: u64) {
+        let text = fs::read_to_string(self.run_dir.join("metrics.jsonl")).unwrap();
+        self.wait_for_step(text.lines().count() as u64 + more);
+    }
+
+    /// The first event of a kind that `is_it`, already there or to come; fails if the run ends before, or after a minute.
+    pub(crate) fn wait_for_event(&self, kind: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        let mut events = follow(&self.run_dir.join("events.jsonl"), self.pid);
+        let event = events.find(|event| event["kind"] == kind && is_it(event));
+        event.unwrap_or_else(|| panic!("no such {kind} event in time"))
+    }
+
+    /// Adds so many milliseconds to each task of a worker; the run must allow it.
+    pub(crate) fn slow_down(&self, worker: &str, delay_ms: u64) {
+        let run_dir = RunDir::new(&self.run_dir);
+        let request = Request::Inject {
+            process: worker.to_owned(),
+            fault: Injection::SlowDevice { delay_ms },
+        };
+        let reply = control::send(&run_dir, &self.node, &request).unwrap();
+        assert_eq!(reply, Reply::Done);
+    }
+
+    /// Slots that a worker process has computed in all its lives.
+    pub(crate) fn slots(&self, worker: &str) -> u64 {
+        let file = self.run_dir.join(format!("status/{worker}.slots"));
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("computed "));
+        line.map_or(0, |number| number.trim().parse().unwrap())
+    }
+
+    /// What `everstep status --json` says.
+    pub(crate) fn status(&self) -> Value {
+        let output = everstep()
+            .args(["status", "--json", "--run-dir"])
+            .arg(&self.run_dir)
+            .output()
             .unwrap();
-        let lines = BufReader::new(tail.stdout.take().unwrap()).lines();
-        let steps = lines.map(|line| {
-            serde_json::from_str::<Value>(&line.unwrap()).unwrap()["step"]
-                .as_u64()
-                .unwrap()
-        });
-        steps.chain(std::iter::from_fn(move || {
-            let _ = tail.kill();
-            let _ = tail.wait();
-            None
-        }))
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// Processes with their pids, from the file that `everstep status` shows; starting the command for each kill would take longer than
     /// the steps between two kills.
     pub(crate) fn processes(&self) -> Vec<(String, Option<i32>)> {
-        let text = fs::read(self.run_dir.join("status/node-local.json")).unwrap();
+        let text = fs::read(self.run_dir.join(format!("status/node-{}.json", self.node))).unwrap();
         let status: Vec<Value> = serde_json::from_slice(&text).unwrap();
         let process = |process: &Value| {
             let pid = process["pid"].as_i64().map(|pid| pid as i32);
@@ -315,7 +495,8 @@ impl Running {
 
     /// Pids of the processes that may be alive; none if no agent wrote yet.
     fn pids(&self) -> Vec<i32> {
-        let text = fs::read(self.run_dir.join("status/node-local.json")).unwrap_or_default();
+        let text = fs::read(self.run_dir.join(format!("status/node-{}.json", self.node)))
+            .unwrap_or_default();
         let status: Vec<Value> = serde_json::from_slice(&text).unwrap_or_default();
         let pids = status.iter().filter_map(|process| process["pid"].as_i64());
         pids.map(|pid| pid as i32).collect()

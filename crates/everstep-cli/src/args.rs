@@ -76,11 +76,11 @@ pub(crate) struct NodeArgs {
     /// The node of the topology that this machine is.
     #[arg(long, value_name = "NAME")]
     pub(crate) node: String,
-    /// Looks for notices that this machine will be taken away: aws, gcp or azure.
+    /// Looks for notices that this machine will be taken away: aws, gcp or azure; beside what the topology file says of the node.
     #[arg(long, value_name = "PROVIDER")]
     pub(crate) preemption: Vec<String>,
     /// Where to look instead of the provider's own address.
-    #[arg(long, value_name = "URL", requires = "preemption")]
+    #[arg(long, value_name = "URL")]
     pub(crate) preemption_endpoint: Option<String>,
     /// Seconds between SIGTERM and the end of this machine: Kubernetes and Slurm leave 30 if not told otherwise.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]

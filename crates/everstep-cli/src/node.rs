@@ -1,5 +1,6 @@
 //! `everstep node`: the agent of one machine of a cluster.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,12 +25,25 @@ pub(crate) fn run(args: NodeArgs) -> anyhow::Result<()> {
             ))
         })
     };
-    let sources = args
+    let mut sources = args
         .preemption
         .iter()
         .map(known)
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect::<Result<BTreeSet<_>, _>>()?;
     let run = Arc::new(train::prepare(&args.run, Some(&args.node), false)?);
+    sources.extend(
+        run.topology
+            .preemption
+            .get(&args.node)
+            .into_iter()
+            .flatten(),
+    );
+    if args.preemption_endpoint.is_some() && sources.is_empty() {
+        return Err(user(format!(
+            "--preemption-endpoint: no provider is named; allowed with --preemption, or with preemption of node \"{}\" in the topology file",
+            args.node
+        )));
+    }
     if train::is_over(&run)? {
         return Ok(());
     }
@@ -46,7 +60,7 @@ pub(crate) fn run(args: NodeArgs) -> anyhow::Result<()> {
 
 async fn listen(
     agent: mpsc::Sender<AgentSignal>,
-    sources: Vec<PreemptionSource>,
+    sources: BTreeSet<PreemptionSource>,
     endpoint: Option<String>,
     grace_seconds: u64,
 ) {

@@ -150,6 +150,15 @@ pub(crate) fn line_of(event: &Event) -> Option<String> {
         Event::ProcessLost {
             process, reason, ..
         } => format!("{process} is lost ({reason})"),
+        Event::ProcessHung {
+            process, reason, ..
+        } => format!("{process} is hung ({reason})"),
+        Event::ProcessWoke {
+            process, seconds, ..
+        } => format!("{process} goes on after {seconds:.1} s"),
+        Event::LeaderDeposed {
+            process, epoch, by, ..
+        } => format!("{process}, the leader of epoch {epoch}, steps down for epoch {by}"),
         Event::ProcessRestarted {
             process, seconds, ..
         } => format!("{process} started again after {seconds:.2} s"),

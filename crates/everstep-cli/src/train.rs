@@ -132,8 +132,8 @@ pub(crate) fn supervise<F: Future<Output = ()>>(
         topology: run.topology.clone(),
         nodes,
         executable,
-        restart: RestartPolicy::default(),
-        hang: HangPolicy::default(),
+        restart: RestartPolicy::of(&run.topology.agent),
+        hang: HangPolicy::of(&run.topology.agent),
     })?;
     let (sender, signals) = mpsc::channel(4);
     let outcome = runtime(2)?.block_on(async {

@@ -170,8 +170,10 @@ struct Alive {
     link: Option<Link>,
     has_joined: bool,
     watch: HangWatch,
+    /// For how long it has been hung, in milliseconds, if it is.
+    hung_ms: Option<u64>,
     /// Why the agent killed it, if it did.
-    hung: Option<String>,
+    killed: Option<String>,
 }
 
 /// What the agent's loop waits for.
@@ -373,7 +375,8 @@ impl Agent {
             link: None,
             has_joined: false,
             watch: HangWatch::default(),
-            hung: None,
+            hung_ms: None,
+            killed: None,
         });
         slot.state = ProcessState::Running;
         self.status_is_old = true;
@@ -489,8 +492,8 @@ impl Agent {
                 incarnation: life.incarnation,
             });
         }
-        let reason = match &alive.hung {
-            Some(hung) => format!("the agent ended it: {hung}"),
+        let reason = match &alive.killed {
+            Some(why) => format!("the agent ended it: {why}"),
             None => match exit.code().and_then(|_| self.last_words(&name)) {
                 Some(error) => format!("the agent saw it end: {exit}: {error}"),
                 None => format!("the agent saw it end: {exit}"),
@@ -595,34 +598,6 @@ impl Agent {
         })
     }
 
-    /// Looks at every living process.
-    fn look(&mut self, elapsed_ms: u64) {
-        for slot in 0..self.slots.len() {
-            let Some(alive) = &mut self.slots[slot].alive else {
-                continue;
-            };
-            let Some(stat) = crate::proc::stat(alive.body.pid) else {
-                continue;
-            };
-            if alive.hung.is_some() || !stat.is_alive() {
-                continue;
-            }
-            let Some(hang) = alive.watch.look(&self.options.hang, elapsed_ms, stat) else {
-                continue;
-            };
-            body::kill(&alive.fd);
-            let seconds = hang.for_ms as f64 / 1000.0;
-            alive.hung = Some(format!("hung for {seconds:.1} s: {}", hang.reason));
-            tracing::warn!(process = self.name(slot), reason = hang.reason, "hung");
-            self.log(&Event::ProcessHung {
-                process: self.name(slot),
-                node: self.node(slot),
-                reason: hang.reason,
-                seconds,
-            });
-        }
-    }
-
     /// Tells every living process.
     fn notify(&self, notice: &Notice) {
         for slot in &self.slots {
@@ -662,7 +637,7 @@ impl Agent {
             }
         }
         for slot in &mut self.slots {
-            if matches!(slot.state, ProcessState::Running | ProcessState::Restarting) {
+            if slot.state.is_alive() || slot.state == ProcessState::Restarting {
                 slot.state = ProcessState::Exited;
             }
         }

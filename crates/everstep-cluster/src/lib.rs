@@ -49,4 +49,6 @@ pub use status::{
     LeaderStatus, ProcessState, ProcessStatus, RunStatus, StoreState, StoreStatus,
     read as read_status, write_processes, write_single_process as write_single_process_status,
 };
-pub use topology::{ActorAddress, ActorRole, Process, Route, Topology, TopologyError};
+pub use topology::{
+    ActorAddress, ActorRole, AgentSettings, Process, Route, Topology, TopologyError,
+};

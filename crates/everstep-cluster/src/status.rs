@@ -31,6 +31,8 @@ pub struct LeaderStatus {
 pub enum ProcessState {
     /// Alive.
     Running,
+    /// Alive, and does nothing: its agent ends it, or waits whether it goes on.
+    Hung,
     /// Dead, waiting for its restart.
     Restarting,
     /// Ended as it should.
@@ -41,6 +43,14 @@ pub enum ProcessState {
     Quarantined,
     /// Died too often, and nobody can do its work: its agent gave up.
     Failed,
+}
+
+impl ProcessState {
+    /// Whether there is such a process, whatever it does.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        matches!(self, Self::Running | Self::Hung)
+    }
 }
 
 /// One process.
@@ -201,7 +211,7 @@ pub fn read(run_dir: &RunDir) -> std::io::Result<RunStatus> {
         }
     }
     for process in &mut processes {
-        if process.state == ProcessState::Running && !process.pid.is_some_and(is_alive) {
+        if process.state.is_alive() && !process.pid.is_some_and(is_alive) {
             process.state = ProcessState::Exited;
             process.pid = None;
         }

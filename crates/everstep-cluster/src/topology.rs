@@ -1,12 +1,14 @@
 //! The topology file: which roles live in which process, which processes on which node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use everstep_protocol::Role;
 use everstep_protocol::coordinator::Domain;
 use serde::{Deserialize, Serialize};
+
+use crate::agent::PreemptionSource;
 
 /// What is wrong with a topology file; one line that names the file, the field and what is allowed.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +104,8 @@ struct RawTopology {
     #[serde(default)]
     cluster: ClusterOverrides,
     #[serde(default)]
+    agent: AgentSettings,
+    #[serde(default)]
     route: Vec<Route>,
 }
 
@@ -111,6 +115,9 @@ struct RawNode {
     name: String,
     #[serde(default = "loopback")]
     host: String,
+    /// Providers whose notices are looked for, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    preemption: Vec<String>,
 }
 
 fn loopback() -> String {
@@ -136,6 +143,39 @@ pub struct ClusterOverrides {
     /// Replicas per block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replication: Option<u32>,
+}
+
+/// How the agents of all nodes supervise their processes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentSettings {
+    /// A process that a signal has stopped for so long is ended, in seconds; 0.9 if not given. Until then it may go on by itself, and the
+    /// others do its work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_seconds: Option<f64>,
+    /// A process that dies right after its start so many times in a row stays down; 12 if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crash_loop_deaths: Option<u32>,
+}
+
+impl AgentSettings {
+    /// The field that cannot be, and what is allowed.
+    fn mistake(&self) -> Option<(&'static str, &'static str)> {
+        let allowed = 0.1..=86_400.0;
+        if self
+            .stopped_seconds
+            .is_some_and(|seconds| !allowed.contains(&seconds))
+        {
+            return Some(("agent.stopped_seconds", "must be 0.1 to 86400"));
+        }
+        if self
+            .crash_loop_deaths
+            .is_some_and(|deaths| !(1..=1_000).contains(&deaths))
+        {
+            return Some(("agent.crash_loop_deaths", "must be 1 to 1000"));
+        }
+        None
+    }
 }
 
 /// Another way than the direct one: `from` dials `to` at the address `via`, where a proxy, a tunnel or a port forward must listen.
@@ -174,6 +214,12 @@ pub struct Topology {
     pub processes: Vec<Process>,
     /// Overrides of the run file.
     pub cluster: ClusterOverrides,
+    /// How processes are supervised.
+    #[serde(default)]
+    pub agent: AgentSettings,
+    /// Whose notices that it will be taken away a node looks for, by the node's name.
+    #[serde(default)]
+    pub preemption: BTreeMap<String, Vec<PreemptionSource>>,
     /// Pairs of processes that do not speak directly.
     #[serde(default)]
     pub routes: Vec<Route>,
@@ -214,7 +260,11 @@ impl Topology {
             field,
             message,
         };
+        if let Some((name, message)) = raw.agent.mistake() {
+            return Err(field(name.to_owned(), message.to_owned()));
+        }
         let mut names = BTreeSet::new();
+        let mut preemption = BTreeMap::new();
         for node in &raw.node {
             check_name(&node.name).map_err(|m| field("node.name".to_owned(), m))?;
             if !names.insert(node.name.clone()) {
@@ -222,6 +272,23 @@ impl Topology {
                     "node.name".to_owned(),
                     format!("\"{}\" is given twice; names must differ", node.name),
                 ));
+            }
+            let source = |name: &String| {
+                PreemptionSource::named(name).ok_or_else(|| {
+                    let node = &node.name;
+                    field(
+                        format!("node.preemption of \"{node}\""),
+                        format!("\"{name}\" is not known; allowed: aws, gcp, azure"),
+                    )
+                })
+            };
+            let sources = node
+                .preemption
+                .iter()
+                .map(source)
+                .collect::<Result<Vec<_>, _>>()?;
+            if !sources.is_empty() {
+                preemption.insert(node.name.clone(), sources);
             }
         }
         let mut processes = Vec::new();
@@ -280,6 +347,8 @@ impl Topology {
         let topology = Topology {
             processes,
             cluster: raw.cluster,
+            agent: raw.agent,
+            preemption,
             routes: raw.route,
             file: path.to_owned(),
         };
@@ -311,9 +380,11 @@ impl Topology {
         let mut nodes: Vec<RawNode> = Vec::new();
         for process in &self.processes {
             if !nodes.iter().any(|node| node.name == process.node) {
+                let sources = self.preemption.get(&process.node).into_iter().flatten();
                 nodes.push(RawNode {
                     name: process.node.clone(),
                     host: process.host.clone(),
+                    preemption: sources.map(|source| source.name().to_owned()).collect(),
                 });
             }
         }
@@ -328,6 +399,7 @@ impl Topology {
             node: nodes,
             process: self.processes.iter().map(process).collect(),
             cluster: self.cluster.clone(),
+            agent: self.agent.clone(),
             route: self.routes.clone(),
         };
         toml::to_string(&raw).map_err(|error| TopologyError::Parse {
@@ -562,124 +634,4 @@ fn one_line(error: &toml::de::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn error(text: &str) -> String {
-        Topology::parse(text, Path::new("t.toml"))
-            .unwrap_err()
-            .to_string()
-    }
-
-    #[test]
-    fn shipped_topologies_are_valid() {
-        let laptop = Topology::laptop();
-        assert!(laptop.is_single_process());
-        let cluster = Topology::read(Path::new("../../topology/local-cluster.toml")).unwrap();
-        assert_eq!(cluster.processes.len(), 7);
-        assert_eq!(cluster.count(ActorRole::Worker), 3);
-        assert_eq!(
-            cluster.process_of(ActorAddress {
-                role: ActorRole::Worker,
-                index: 2
-            }),
-            Some(6)
-        );
-        assert_eq!(cluster.processes[6].name, "worker-2");
-    }
-
-    #[test]
-    fn ports_are_resolved_and_differ() {
-        let mut cluster = Topology::read(Path::new("../../topology/local-cluster.toml")).unwrap();
-        cluster.resolve_ports(|_| true).unwrap();
-        let ports: BTreeSet<u16> = cluster
-            .processes
-            .iter()
-            .map(|process| process.port)
-            .collect();
-        assert_eq!(ports.len(), 7);
-        assert!(!ports.contains(&0));
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        let node = "[[node]]\nname = \"a\"\n";
-        assert!(
-            error("nodes = 1").contains("unknown field `nodes`"),
-            "{}",
-            error("nodes = 1")
-        );
-        let wrong_node = error(&format!(
-            "{node}[[process]]\nname = \"p\"\nnode = \"b\"\nroles = [\"worker\"]\n"
-        ));
-        assert_eq!(
-            wrong_node,
-            "t.toml: process.node of \"p\": there is no node \"b\"; nodes are: a"
-        );
-        let missing_role = error(&format!(
-            "{node}[[process]]\nname = \"p\"\nnode = \"a\"\nroles = [\"worker\"]\n"
-        ));
-        assert_eq!(
-            missing_role,
-            "t.toml: process.roles: no process has the role coordinator"
-        );
-        let replicas = error(&format!(
-            "{node}[[process]]\nname = \"p\"\nnode = \"a\"\nroles = [\"worker\", \"coordinator\", \"loader\", \"shard\"]\n[cluster]\nreplication = 2\n"
-        ));
-        assert!(
-            replicas.contains("cluster.replication: 2 replicas need as many shards"),
-            "{replicas}"
-        );
-    }
-
-    #[test]
-    fn routes_lead_another_way() {
-        let all = "roles = [\"worker\", \"coordinator\", \"loader\", \"shard\"]\n";
-        let process = |name: &str| {
-            format!("[[process]]\nname = \"{name}\"\nnode = \"a\"\nport = 7000\n{all}")
-        };
-        let route = |from: &str, to: &str| {
-            format!("[[route]]\nfrom = \"{from}\"\nto = \"{to}\"\nvia = \"127.0.0.1:9\"\n")
-        };
-        let base = format!(
-            "[[node]]\nname = \"a\"\n{}{}{}",
-            process("p"),
-            process("q"),
-            process("r")
-        );
-        let text = format!("{base}{}", route("r", "p"));
-        let topology = Topology::parse(&text, Path::new("t.toml")).unwrap();
-        assert_eq!(topology.dial_address(2, 0).unwrap().port(), 9);
-        assert_eq!(topology.dial_address(2, 1).unwrap().port(), 7000);
-        let again = topology.to_toml().unwrap();
-        assert_eq!(
-            Topology::parse(&again, Path::new("t.toml")).unwrap(),
-            topology
-        );
-        assert_eq!(
-            error(&format!("{base}{}", route("p", "r"))),
-            "t.toml: route: p does not dial r; of each pair the later process in the file dials"
-        );
-        assert_eq!(
-            error(&format!("{base}{}", route("r", "x"))),
-            "t.toml: route: there is no process \"x\""
-        );
-        assert_eq!(
-            error(&format!("{base}{0}{0}", route("r", "p"))),
-            "t.toml: route: r to p is given twice"
-        );
-    }
-
-    #[test]
-    fn a_port_in_use_is_named() {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut laptop = Topology::laptop();
-        laptop.processes[0].port = socket.local_addr().unwrap().port();
-        let message = laptop.resolve_ports(|_| true).unwrap_err().to_string();
-        assert!(
-            message.contains("process.port of \"everstep\"") && message.contains("free UDP port"),
-            "{message}"
-        );
-    }
-}
+mod tests;

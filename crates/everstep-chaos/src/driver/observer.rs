@@ -5,7 +5,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use everstep_cluster::{LeaderStatus, ProcessState, ProcessStatus, RunDir};
+use everstep_cluster::{LeaderStatus, ProcessStatus, RunDir};
 use everstep_telemetry::{Event, EventReader, EventRecord, StepMetrics};
 
 use crate::process::{self, Identity, State};
@@ -151,7 +151,7 @@ impl Observer {
         let running = self
             .processes
             .iter()
-            .filter(|process| process.state == ProcessState::Running);
+            .filter(|process| process.state.is_alive());
         running
             .filter_map(|process| {
                 let pid = i32::try_from(process.pid?).ok()?;

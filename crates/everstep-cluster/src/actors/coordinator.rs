@@ -22,6 +22,7 @@ use self::drain::Leaving;
 use super::ActorArguments;
 use super::checkpointer::CheckpointerMessage;
 use super::recovery::Recoveries;
+use super::refusals::Refusals;
 use crate::election;
 use crate::message::{ClusterMessage, Delivery, PeerEvent};
 use crate::process::{ProcessContext, process_life};
@@ -84,6 +85,7 @@ pub(crate) struct CoordinatorState {
     /// How long nothing had been heard of the process that is being declared lost.
     silent: Option<Duration>,
     recoveries: Recoveries,
+    refusals: Refusals,
     /// A checkpoint is looked for.
     search: Option<tokio::task::AbortHandle>,
     members: BTreeSet<Member>,
@@ -148,6 +150,7 @@ impl Actor for CoordinatorActor {
             electing: false,
             silent: None,
             recoveries: Recoveries::default(),
+            refusals: Refusals::default(),
             search: None,
             members: BTreeSet::new(),
             leaving: BTreeMap::new(),
@@ -545,6 +548,13 @@ impl CoordinatorState {
             }
             Effect::Deposed { by } => {
                 tracing::warn!(epoch = by.0, "another coordinator leads");
+                self.context
+                    .event(&everstep_telemetry::Event::LeaderDeposed {
+                        process: self.context.name().to_owned(),
+                        node: self.context.node().to_owned(),
+                        epoch: self.epoch.unwrap_or_default().0,
+                        by: by.0,
+                    });
                 return Err(format!("{} is deposed by epoch {}", self.me, by.0).into());
             }
         }

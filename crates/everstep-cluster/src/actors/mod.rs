@@ -5,6 +5,7 @@ mod coordinator;
 mod device;
 mod loader;
 mod recovery;
+mod refusals;
 mod shard;
 mod worker;
 

@@ -11,6 +11,7 @@ use tracing::Span;
 
 use super::ActorArguments;
 use super::checkpointer::CheckpointerMessage;
+use super::refusals::Refusals;
 use crate::message::{ClusterMessage, Delivery, StepMessage};
 use crate::process::ProcessContext;
 use crate::router::member_of;
@@ -37,6 +38,7 @@ pub(crate) struct ShardState {
     address: ActorAddress,
     me: Member,
     machine: Shard<TrainingNumerics>,
+    refusals: Refusals,
 }
 
 impl Actor for ShardActor {
@@ -76,6 +78,7 @@ impl Actor for ShardActor {
             address,
             me,
             machine,
+            refusals: Refusals::default(),
         };
         state.step(&myself, Event::Started)?;
         tracing::info!(member = %me, "shard started");
@@ -194,6 +197,10 @@ impl ShardState {
                     return Err(
                         format!("{} was declared lost: starting again, empty", self.me).into(),
                     );
+                }
+                Effect::Refused { from, epoch } => {
+                    let own = self.machine.epoch();
+                    self.refusals.leader(&self.context, from, epoch, own);
                 }
                 Effect::Finished => self.context.finish(),
             }

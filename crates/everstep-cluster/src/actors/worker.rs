@@ -15,6 +15,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::ActorArguments;
 use super::device::{Device, Job};
+use super::refusals::Refusals;
 use crate::message::{ClusterMessage, Delivery};
 use crate::process::ProcessContext;
 use crate::router::member_of;
@@ -70,6 +71,7 @@ pub(crate) struct WorkerState {
     /// The task that the machine wants computed and whose batch is not here yet.
     waiting: Option<(Step, Task)>,
     lease_trace: TraceContext,
+    refusals: Refusals,
 }
 
 impl Actor for WorkerActor {
@@ -115,6 +117,7 @@ impl Actor for WorkerActor {
             fetches: BTreeMap::new(),
             waiting: None,
             lease_trace: TraceContext::default(),
+            refusals: Refusals::default(),
         };
         state.step(Event::Started)?;
         tracing::info!(member = %me, "worker started");
@@ -242,6 +245,10 @@ impl WorkerState {
                     return Err(
                         format!("{} was declared lost: starting again, empty", self.me).into(),
                     );
+                }
+                Effect::Refused { from, epoch } => {
+                    let own = self.machine.epoch();
+                    self.refusals.leader(&self.context, from, epoch, own);
                 }
                 Effect::Finished => self.context.finish(),
             }

@@ -3,18 +3,25 @@
 //! A process is judged by what it did, not by how long it was silent: on a starved machine everybody is silent. It is hung if it is stopped, or if
 //! a compute thread is in a task and uses no CPU time. Silence alone counts after a long while only, and only time in which the agent itself ran.
 
+use everstep_telemetry::Event;
+
+use super::{Agent, body};
 use crate::control::DevicePulse;
-use crate::proc::Stat;
+use crate::proc::{self, Stat};
+use crate::status::ProcessState;
+use crate::topology::AgentSettings;
 
 /// How often the agent looks.
 pub(super) const LOOK_MS: u64 = 100;
 /// What one look adds to a time at most: if the agent itself was held up, others were as well.
 const LOOK_MS_MAX: u64 = 3 * LOOK_MS;
+/// A process that was stopped by a signal so long is called hung, whenever it is to be ended.
+const STOPPED_NOTICED_MS: u64 = 900;
 
 /// When a process is taken for hung.
 #[derive(Clone, Copy, Debug)]
 pub struct HangPolicy {
-    /// It was stopped by a signal so long.
+    /// It was stopped by a signal so long; until then it may go on by itself, though it is called hung earlier.
     pub stopped_ms: u64,
     /// A compute thread was in a task so long without CPU time.
     pub idle_task_ms: u64,
@@ -29,11 +36,25 @@ pub struct HangPolicy {
 impl Default for HangPolicy {
     fn default() -> Self {
         Self {
-            stopped_ms: 900,
+            stopped_ms: STOPPED_NOTICED_MS,
             idle_task_ms: 10_000,
             accelerator_task_ms: 60_000,
             silent_ms: 10_000,
             start_ms: 120_000,
+        }
+    }
+}
+
+impl HangPolicy {
+    /// What the topology file asks for.
+    pub fn of(settings: &AgentSettings) -> Self {
+        let default = Self::default();
+        let stopped_ms = settings
+            .stopped_seconds
+            .map(|seconds| (seconds * 1e3) as u64);
+        Self {
+            stopped_ms: stopped_ms.unwrap_or(default.stopped_ms),
+            ..default
         }
     }
 }
@@ -43,6 +64,8 @@ impl Default for HangPolicy {
 pub(super) struct Hang {
     pub(super) reason: String,
     pub(super) for_ms: u64,
+    /// It is ended now; otherwise it may go on by itself.
+    pub(super) is_final: bool,
 }
 
 /// One process as the agent sees it.
@@ -110,13 +133,22 @@ impl HangWatch {
         stat: Stat,
     ) -> Option<Hang> {
         let elapsed_ms = elapsed_ms.min(LOOK_MS_MAX);
-        let hang = |reason: String, for_ms: u64| Some(Hang { reason, for_ms });
+        let hang = |reason: String, for_ms: u64| {
+            Some(Hang {
+                reason,
+                for_ms,
+                is_final: true,
+            })
+        };
         if stat.state == 'T' {
             self.stopped_ms += elapsed_ms;
-            return match self.stopped_ms {
-                ms if ms >= policy.stopped_ms => hang("it is stopped by a signal".to_owned(), ms),
-                _ => None,
-            };
+            let for_ms = self.stopped_ms;
+            let is_final = for_ms >= policy.stopped_ms;
+            return (is_final || for_ms >= STOPPED_NOTICED_MS).then(|| Hang {
+                reason: "it is stopped by a signal".to_owned(),
+                for_ms,
+                is_final,
+            });
         }
         self.stopped_ms = 0;
         if stat.state == 't' {
@@ -149,6 +181,66 @@ impl HangWatch {
             }
         }
         None
+    }
+}
+
+impl Agent {
+    /// Looks at every living process, and ends those that are hung for good.
+    pub(super) fn look(&mut self, elapsed_ms: u64) {
+        for slot in 0..self.slots.len() {
+            let Some(alive) = &mut self.slots[slot].alive else {
+                continue;
+            };
+            let Some(stat) = proc::stat(alive.body.pid) else {
+                continue;
+            };
+            if alive.killed.is_some() || !stat.is_alive() {
+                continue;
+            }
+            let hang = alive.watch.look(&self.options.hang, elapsed_ms, stat);
+            let before_ms = alive.hung_ms;
+            alive.hung_ms = hang.as_ref().map(|hang| hang.for_ms);
+            match hang {
+                Some(hang) => {
+                    if hang.is_final {
+                        body::kill(&alive.fd);
+                        let seconds = hang.for_ms as f64 / 1e3;
+                        alive.killed = Some(format!("hung for {seconds:.1} s: {}", hang.reason));
+                    }
+                    if before_ms.is_none() {
+                        self.hung(slot, hang);
+                    }
+                }
+                None => {
+                    if let Some(ms) = before_ms {
+                        self.woke(slot, ms);
+                    }
+                }
+            }
+        }
+    }
+
+    fn hung(&mut self, slot: usize, hang: Hang) {
+        tracing::warn!(process = self.name(slot), reason = hang.reason, "hung");
+        self.slots[slot].state = ProcessState::Hung;
+        self.status_is_old = true;
+        self.log(&Event::ProcessHung {
+            process: self.name(slot),
+            node: self.node(slot),
+            reason: hang.reason,
+            seconds: hang.for_ms as f64 / 1e3,
+        });
+    }
+
+    fn woke(&mut self, slot: usize, hung_ms: u64) {
+        tracing::warn!(process = self.name(slot), hung_ms, "goes on");
+        self.slots[slot].state = ProcessState::Running;
+        self.status_is_old = true;
+        self.log(&Event::ProcessWoke {
+            process: self.name(slot),
+            node: self.node(slot),
+            seconds: hung_ms as f64 / 1e3,
+        });
     }
 }
 
@@ -194,6 +286,28 @@ mod tests {
     fn a_stopped_process_is_noticed_within_a_second() {
         let (ms, reason) = hung_after('T', |_| None).unwrap();
         assert!(ms <= 1_000 && reason.contains("stopped"), "{ms} {reason}");
+    }
+
+    #[test]
+    fn a_stopped_process_may_be_left_to_wake_up() {
+        let settings = AgentSettings {
+            stopped_seconds: Some(3.0),
+            ..AgentSettings::default()
+        };
+        let policy = HangPolicy::of(&settings);
+        let mut watch = HangWatch::default();
+        let looks: Vec<Option<bool>> = (1..=30)
+            .map(|_| {
+                watch
+                    .look(&policy, LOOK_MS, stat('T'))
+                    .map(|hang| hang.is_final)
+            })
+            .collect();
+        assert!(looks[..8].iter().all(Option::is_none));
+        assert!(looks[8..29].iter().all(|look| *look == Some(false)));
+        assert_eq!(looks[29], Some(true));
+        assert_eq!(watch.look(&policy, LOOK_MS, stat('S')), None);
+        assert_eq!(watch.look(&policy, LOOK_MS, stat('T')), None);
     }
 
     #[test]

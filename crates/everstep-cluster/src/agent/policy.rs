@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::topology::AgentSettings;
+
 /// When and how often a dead process is started again.
 ///
 /// A process that lived long is restarted at once, and so is one that was killed from outside: neither is a crash loop. One that dies young by
@@ -32,6 +34,19 @@ impl Default for RestartPolicy {
             max_young_deaths: 12,
             max_kills: 20,
             kills_window_ms: 60_000,
+        }
+    }
+}
+
+impl RestartPolicy {
+    /// What the topology file asks for.
+    pub fn of(settings: &AgentSettings) -> Self {
+        let default = Self::default();
+        Self {
+            max_young_deaths: settings
+                .crash_loop_deaths
+                .unwrap_or(default.max_young_deaths),
+            ..default
         }
     }
 }

@@ -168,7 +168,7 @@ impl Agent {
         };
         let is_linked = |slot: &usize| {
             let alive = self.slots[*slot].alive.as_ref();
-            alive.is_some_and(|alive| alive.link.is_some() && alive.hung.is_none())
+            alive.is_some_and(|alive| alive.link.is_some() && alive.hung_ms.is_none())
         };
         let linked: Vec<usize> = (0..self.slots.len()).filter(is_linked).collect();
         let complaint = complaint.or_else(|| {

@@ -111,7 +111,14 @@ impl RunContext {
         let nodes_here = |node: &str| request.node.as_deref().is_none_or(|own| own == node);
         if !topology.is_single_process() {
             match living_topology(&run_dir, &topology, &config)? {
-                Some(living) => topology = living,
+                // How processes are supervised is the new agent's affair.
+                Some(living) => {
+                    topology = Topology {
+                        agent: topology.agent,
+                        preemption: topology.preemption,
+                        ..living
+                    }
+                }
                 None => topology.resolve_ports(nodes_here)?,
             }
             certificates(&run_dir, &topology, request.node.is_some())?;

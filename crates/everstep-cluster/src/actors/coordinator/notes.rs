@@ -3,7 +3,7 @@
 use std::time::{Instant, SystemTime};
 
 use everstep_protocol::coordinator::Note;
-use everstep_protocol::{Digest, Member};
+use everstep_protocol::{Digest, Epoch, Member};
 
 use super::CoordinatorState;
 use crate::topology::ActorRole;
@@ -35,6 +35,13 @@ impl CoordinatorState {
                     epoch: Some(epoch),
                     reason,
                 });
+            }
+            Note::Expelled { member } => {
+                self.refusals.lost(&self.context, member, Epoch(epoch));
+            }
+            Note::Refused { from, epoch: stale } => {
+                self.refusals
+                    .leader(&self.context, from, stale, Epoch(epoch));
             }
             Note::SlotsReassigned {
                 step,
