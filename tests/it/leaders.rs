@@ -110,7 +110,7 @@ fn an_old_leader_that_wakes_up_changes_nothing() {
     let (new, new_epoch) = next_leader(&running, old_epoch);
     assert_eq!(new, other(&old));
     running.wait_for_more_steps(5);
-    let _ = wait_for("three seconds", || (now() > stopped_at + 3.0).then_some(()));
+    wait_for("three seconds", || (now() > stopped_at + 3.0).then_some(()));
 
     // It wakes up while nobody else can speak as the leader: what it says is refused because of its epoch alone.
     running.signal(&new, Signal::SIGSTOP).unwrap();

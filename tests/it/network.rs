@@ -30,7 +30,17 @@ const B: Machine = Machine {
     ],
     more: "",
 };
-const PORTS: [u16; 7] = [7001, 7002, 7003, 7004, 7005, 7006, 7007];
+/// The same with a coordinator that may lead when it hears no other.
+const B_THAT_CAN_LEAD: Machine = Machine {
+    processes: &[
+        ("coordinator-b", "coordinator"),
+        ("loader-b", "loader"),
+        ("shard-b", "shard"),
+        ("worker-1", "worker"),
+    ],
+    ..B
+};
+const PORTS: [u16; 8] = [7001, 7002, 7003, 7004, 7005, 7006, 7007, 7008];
 
 /// A network namespace, held by a process that ends with the test.
 struct Namespace {
@@ -173,8 +183,8 @@ impl Wire {
 }
 
 /// Agents on both ends of the wire, once ten steps are committed.
-fn start(bench: &Workbench, wire: &Wire) -> [Running; 2] {
-    let topology = machines::prepare(bench, &[A, B], &PORTS);
+fn start(bench: &Workbench, wire: &Wire, far: Machine) -> [Running; 2] {
+    let topology = machines::prepare(bench, &[A, far], &PORTS);
     let start = |node: &str, end: usize| {
         machines::start(bench, &topology, node, &wire.ends[end].within(), &[])
     };
@@ -202,7 +212,7 @@ fn a_partition_that_heals_changes_no_bit() {
     let Some(wire) = Wire::lay() else {
         return;
     };
-    let agents = start(&bench, &wire);
+    let agents = start(&bench, &wire, B);
     for (agent, worker) in agents.iter().zip(["worker-0", "worker-1"]) {
         agent.slow_down(worker, 10);
     }
@@ -263,12 +273,68 @@ fn a_partition_that_heals_changes_no_bit() {
 }
 
 #[test]
+fn a_leader_on_each_side_of_a_partition_changes_no_bit() {
+    const SECONDS: f64 = 3.0;
+    let bench = Workbench::new();
+    let Some(wire) = Wire::lay() else {
+        return;
+    };
+    let [a, b] = start(&bench, &wire, B_THAT_CAN_LEAD);
+    for (agent, worker) in [(&a, "worker-0"), (&b, "worker-1")] {
+        agent.slow_down(worker, 20);
+    }
+    let cut_at = now();
+    wire.queue(&["blackhole"]);
+    // The near one leads on with what it has; the far one takes the next epoch, since it hears nobody.
+    let elected = b.wait_for_event("leader_elected", |event| {
+        event["process"] == "coordinator-b"
+    });
+    a.wait_for_more_steps(1);
+    wait_for("the partition", || (now() > cut_at + SECONDS).then_some(()));
+    let dropped = wire.counted().map(|end| end.drops);
+    wire.unqueue();
+    let deposed = a.wait_for_event("leader_deposed", |_| true);
+    assert_eq!(deposed["process"], "coordinator");
+    assert!(
+        deposed["by"].as_u64() >= elected["epoch"].as_u64(),
+        "{deposed}"
+    );
+    for (agent, worker) in [(&a, "worker-0"), (&b, "worker-1")] {
+        agent.slow_down(worker, 0);
+    }
+    a.finish(&bench, &run_dir("a"));
+    b.finish(&bench, &run_dir("b"));
+
+    assert!(dropped.iter().all(|drops| *drops > 0), "{dropped:?}");
+    let mut epochs: Vec<u64> = Vec::new();
+    for node in ["a", "b"] {
+        assert_eq!(bench.count(&run_dir(node), "process_hung"), 0);
+        assert_eq!(bench.count(&run_dir(node), "process_restarted"), 0);
+        assert_eq!(bench.count(&run_dir(node), "rollback"), 0);
+        let elected = bench.events(&run_dir(node), "leader_elected");
+        epochs.extend(elected.iter().map(|event| event["epoch"].as_u64().unwrap()));
+        bench.demand_undisturbed_digest(&run_dir(node));
+    }
+    // Each epoch has one leader. What they logged, each on its own node, is one line of numbers.
+    let count = epochs.len();
+    epochs.sort_unstable();
+    epochs.dedup();
+    assert!(count >= 2 && epochs.len() == count, "{epochs:?}");
+    let mut numbers = bench.numbers(&run_dir("a"));
+    numbers.extend(bench.numbers(&run_dir("b")));
+    numbers.sort();
+    numbers.dedup();
+    bench.demand_undisturbed_numbers(&numbers);
+    eprintln!("epochs {epochs:?}; packets dropped at the two ends: {dropped:?}");
+}
+
+#[test]
 fn a_thin_wire_is_not_taken_for_a_death() {
     let bench = Workbench::new();
     let Some(wire) = Wire::lay() else {
         return;
     };
-    let [a, b] = start(&bench, &wire);
+    let [a, b] = start(&bench, &wire, B);
     wire.queue(&["tbf", "rate", "10mbit", "burst", "32kb", "latency", "200ms"]);
     let (begun, first) = (now(), wire.counted());
     a.wait_for_more_steps(20);
