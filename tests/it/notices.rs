@@ -180,7 +180,6 @@ fn nodes_that_get_notice_are_gone_in_time_and_change_no_bit() {
         if source == "gcp" {
             // Compute Engine leaves half a minute, and says no more than that it has begun.
             assert_eq!(seconds_left, 30);
-            agent.slow_down("worker-3", 0);
         } else {
             assert!((1..=SECONDS_LEFT).contains(&seconds_left), "{notice}");
         }

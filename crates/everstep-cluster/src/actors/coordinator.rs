@@ -602,10 +602,15 @@ impl CoordinatorState {
         self.context.whereabouts(address)
     }
 
+    /// It was away, and has not heard yet that another one leads.
+    fn is_outdated(&self) -> bool {
+        let epoch = self.epoch.unwrap_or_default().0;
+        LeaderStatus::read(&self.context.run_dir).is_some_and(|known| known.epoch > epoch)
+    }
+
     fn write_status(&self) {
         let epoch = self.epoch.unwrap_or_default().0;
-        if LeaderStatus::read(&self.context.run_dir).is_some_and(|known| known.epoch > epoch) {
-            // It was away, and has not heard yet that another one leads.
+        if self.is_outdated() {
             return;
         }
         let status = LeaderStatus {

@@ -126,14 +126,14 @@ impl Reader {
             Event::ProcessWoke { process, .. } if self.is_hung(process) => {
                 self.end(process, at, at);
             }
-            Event::PreemptionNotice { node, .. } => {
+            Event::PreemptionNotice { node, .. } | Event::DrainStarted { node, .. } => {
                 let began = Draining {
                     since: at,
                     until: None,
                 };
                 self.draining.entry(node.clone()).or_insert(began);
             }
-            Event::ProcessStopped { node, .. } => {
+            Event::ProcessStopped { node, .. } | Event::DrainFinished { node, .. } => {
                 if let Some(draining) = self.draining.get_mut(node) {
                     draining.until = Some(at);
                 }

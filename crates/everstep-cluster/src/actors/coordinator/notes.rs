@@ -16,6 +16,8 @@ impl CoordinatorState {
         let step = self.machine.step().0;
         tracing::info!(?note, "noted");
         match note {
+            // What it cannot reach is not gone: it was away itself.
+            Note::MemberLost { .. } if self.is_outdated() => {}
             Note::MemberLost { member } => {
                 let (process, node) = self.whereabouts(member);
                 let role = ActorRole::from(member.role).name();
