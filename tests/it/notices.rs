@@ -211,11 +211,12 @@ fn nodes_that_get_notice_are_gone_in_time_and_change_no_bit() {
     bench.demand_undisturbed(&run_dir("stays"));
 }
 
-/// What a process needs to live becomes unreadable for good: its ledger is a file, not a folder.
+/// A process can no longer write down that it lives: where its file should be is a folder.
 fn spoil(bench: &Workbench, process: &str) {
-    let ledger = RunDir::new(bench.path().join("run")).ledger(process);
-    fs::rename(&ledger, ledger.with_extension("spoilt")).unwrap();
-    fs::write(&ledger, "not a ledger").unwrap();
+    let run_dir = RunDir::new(bench.path().join("run"));
+    let life = run_dir.status().join(format!("life-{process}.json"));
+    fs::remove_file(&life).unwrap();
+    fs::create_dir(&life).unwrap();
 }
 
 /// The agent's events of one process, by kind.
