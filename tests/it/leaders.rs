@@ -15,6 +15,14 @@ fn next_leader(running: &Running, epoch: u64) -> (String, u64) {
     (leader, elected["epoch"].as_u64().unwrap())
 }
 
+/// Who leads now.
+fn leader_now(bench: &Workbench) -> (String, u64) {
+    let elected = bench.events("run", "leader_elected");
+    let last = elected.last().unwrap();
+    let leader = last["process"].as_str().unwrap().to_owned();
+    (leader, last["epoch"].as_u64().unwrap())
+}
+
 fn other(coordinator: &str) -> &'static str {
     if coordinator == "coordinator-0" {
         "coordinator-1"
@@ -73,7 +81,8 @@ fn a_leader_that_is_stopped_for_ever_is_ended_and_replaced() {
     let topology = bench.cluster_with_standby("");
     let running = bench.start("run", Some(&topology));
     running.wait_for_step(40);
-    let (leader, epoch) = next_leader(&running, 0);
+    // On a starved machine another one may lead already.
+    let (leader, epoch) = leader_now(&bench);
     let stopped_at = now();
     running.signal(&leader, Signal::SIGSTOP).unwrap();
     running.finish(&bench, "run");
@@ -83,12 +92,15 @@ fn a_leader_that_is_stopped_for_ever_is_ended_and_replaced() {
     assert_eq!(hung[0]["process"], leader);
     let seconds = time_of(&hung[0]) - stopped_at;
     assert!(seconds <= 2.0, "noticed after {seconds} s");
-    let elected = bench.events("run", "leader_elected");
-    assert_eq!(elected.len(), 2, "{elected:?}");
-    assert_eq!(elected[1]["process"], other(&leader));
-    assert!(elected[1]["epoch"].as_u64().unwrap() > epoch);
-    let led_after = time_of(&elected[1]) - stopped_at;
-    assert!(led_after <= 3.0, "another one led after {led_after} s");
+    let mut elected = bench.events("run", "leader_elected");
+    elected.retain(|event| event["epoch"].as_u64().unwrap() > epoch);
+    assert_eq!(elected.len(), 1, "{elected:?}");
+    assert_eq!(elected[0]["process"], other(&leader));
+    let led_after = time_of(&elected[0]) - stopped_at;
+    assert!(
+        (0.0..=3.0).contains(&led_after),
+        "another one led after {led_after} s"
+    );
     assert_eq!(bench.count("run", "process_restarted"), 1);
     assert_eq!(bench.count("run", "rollback"), 0);
     bench.demand_undisturbed("run");
@@ -100,8 +112,8 @@ fn an_old_leader_that_wakes_up_changes_nothing() {
     let bench = Workbench::new();
     let topology = bench.cluster_with_standby("");
     let running = bench.start_slow("run", &topology, 10);
-    let (old, old_epoch) = next_leader(&running, 0);
     running.wait_for_more_steps(5);
+    let (old, old_epoch) = leader_now(&bench);
 
     // Without its agent nobody ends a process that is stopped.
     running.signal_agent(Signal::SIGSTOP);
