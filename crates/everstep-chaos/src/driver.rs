@@ -57,6 +57,9 @@ pub struct Observed {
     pub failure: Option<String>,
 }
 
+/// A run goes on for so long after its storm, so that the last faults are seen to be mended.
+const CALM_SECONDS: f64 = 5.0;
+
 /// Drives one disturbed run.
 #[derive(Debug)]
 pub(crate) struct Driver<'a> {
@@ -73,6 +76,8 @@ pub(crate) struct Driver<'a> {
     ongoing: Vec<Ongoing>,
     faults: Vec<FaultRecord>,
     sampled_at: f64,
+    /// Since when the storm is over and nothing is under way.
+    calm_since: Option<f64>,
 }
 
 impl<'a> Driver<'a> {
@@ -97,6 +102,7 @@ impl<'a> Driver<'a> {
             ongoing: Vec::new(),
             faults: Vec::new(),
             sampled_at: 0.0,
+            calm_since: None,
             scenario,
             topology,
             run_dir,
@@ -128,7 +134,7 @@ impl<'a> Driver<'a> {
                 self.observer.note_life(agent);
             }
             match ended {
-                Some(Ended::Finished) => return Ok(None),
+                Some(Ended::Finished | Ended::Stopped) => return Ok(None),
                 Some(Ended::Failed(reason)) => return Ok(Some(reason)),
                 None => {}
             }
@@ -148,6 +154,9 @@ impl<'a> Driver<'a> {
                 )));
             }
             self.disturb(now, say);
+            if self.is_storm_over(now) {
+                self.agent.leave();
+            }
             if now - self.sampled_at > SAMPLE_EVERY_SECONDS {
                 self.sampled_at = now;
                 self.observer.sample_usage();
@@ -198,6 +207,17 @@ impl<'a> Driver<'a> {
                 Err(reason) => self.schedule.missed(due, now, reason, &mut self.faults),
             }
         }
+    }
+
+    /// Whether a storm that ends has ended, and what it did is mended: the run has no more to show.
+    fn is_storm_over(&mut self, now: f64) -> bool {
+        let is_calm =
+            self.schedule.is_storm_over(now) && self.ongoing.is_empty() && !self.agent.is_away();
+        if !is_calm {
+            self.calm_since = None;
+            return false;
+        }
+        now - *self.calm_since.get_or_insert(now) > CALM_SECONDS
     }
 
     /// An agent that is started while the store is away would refuse to train.

@@ -11,7 +11,7 @@ use crate::ChaosError;
 use crate::driver::{Driver, TrainCommand};
 use crate::proxy::udp::UdpProxies;
 use crate::report::{self, Digests, Report, Results};
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Storm};
 
 /// How a scenario is to be run.
 #[derive(Debug, Clone)]
@@ -57,16 +57,23 @@ pub fn run(
         log: run_dir.join(format!("{name}.log")),
         store: Some(run_dir.join(name).join("store")),
     };
-    let undisturbed = match &options.undisturbed {
-        Some(finished) => {
-            std::path::absolute(finished).map_err(ChaosError::io("find", finished))?
-        }
+    // A run that is stopped after its storm tells only then how far the undisturbed one has to go.
+    let is_stopped = scenario.storm.as_ref().is_some_and(Storm::is_limited);
+    let undisturbed = |steps: Option<u64>, say: &mut dyn FnMut(&str)| match &options.undisturbed {
+        Some(finished) => std::path::absolute(finished).map_err(ChaosError::io("find", finished)),
         None => {
             say("undisturbed run, in one process");
-            let command = train("undisturbed", None);
+            let mut command = train("undisturbed", None);
+            command
+                .set
+                .extend(steps.map(|steps| format!("run.stop_at={steps}")));
             undisturbed_run(&command)?;
-            command.run_dir
+            Ok(command.run_dir)
         }
+    };
+    let first = match is_stopped {
+        true => None,
+        false => Some(undisturbed(None, say)?),
     };
     say("disturbed run");
     let (proxies, topology_file) = if scenario.needs_udp_proxy() {
@@ -87,13 +94,37 @@ pub fn run(
     }
     let disturbed = command.run_dir.clone();
     let observed = Driver::run(scenario, &topology, proxies, command, options.seed, say)?;
+    let ended = match observed.failure {
+        None => Some(digests(&options.executable, &disturbed)?),
+        Some(_) => None,
+    };
+    let undisturbed = match (first, &ended) {
+        (Some(first), _) => Some(first),
+        (None, Some(ended)) => Some(undisturbed(Some(ended.step), say)?),
+        (None, None) => None,
+    };
     let results = Results {
-        undisturbed: Some(digests(&options.executable, &undisturbed)?),
-        disturbed: match observed.failure {
-            None => Some(digests(&options.executable, &disturbed)?),
-            Some(_) => None,
+        undisturbed: match &undisturbed {
+            Some(undisturbed) => Some(digests(&options.executable, undisturbed)?),
+            None => None,
         },
-        numbers_equal: numbers(&undisturbed)? == numbers(&disturbed)?,
+        numbers_equal: match &undisturbed {
+            Some(undisturbed) => {
+                let (mut expected, mut seen) = (numbers(undisturbed)?, numbers(&disturbed)?);
+                if is_stopped {
+                    // Evaluated is the last version of the run, whatever it is.
+                    for last in [&mut expected, &mut seen]
+                        .into_iter()
+                        .filter_map(|all| all.last_mut())
+                    {
+                        last.validation_loss = None;
+                    }
+                }
+                expected == seen
+            }
+            None => false,
+        },
+        disturbed: ended,
         goodput: everstep_cluster::goodput(&RunDir::new(&disturbed)).ok(),
         num_workers: topology.count(ActorRole::Worker),
     };

@@ -85,6 +85,8 @@ impl TrainCommand {
 pub(super) enum Ended {
     /// With exit code 0.
     Finished,
+    /// As it was asked to, with the step committed that was open.
+    Stopped,
     /// Otherwise.
     Failed(String),
 }
@@ -97,6 +99,8 @@ pub(super) struct AgentChild {
     identity: Option<Identity>,
     /// It was killed on purpose and is to be started again then.
     away_until: Option<f64>,
+    /// It was asked to commit the open step and stop.
+    is_leaving: bool,
     /// Processes whose parent may be this one by now.
     adopted: Vec<i32>,
 }
@@ -111,6 +115,7 @@ impl AgentChild {
             child: None,
             identity: None,
             away_until: None,
+            is_leaving: false,
             adopted: Vec::new(),
         };
         agent.spawn()?;
@@ -142,6 +147,9 @@ impl AgentChild {
             return None;
         }
         let reason = self.command.last_error().unwrap_or_default();
+        if self.is_leaving && reason.contains("which is committed") {
+            return Some(Ended::Stopped);
+        }
         let log = self.command.log.display();
         Some(Ended::Failed(format!(
             "everstep train ended with {status}: {reason} (see {log})"
@@ -156,6 +164,13 @@ impl AgentChild {
             roles: vec!["agent".to_owned()],
             identity,
         })
+    }
+
+    /// Asks the run to commit the open step and stop, once.
+    pub(super) fn leave(&mut self) {
+        if let (false, Some(_), Some(identity)) = (self.is_leaving, &self.child, self.identity) {
+            self.is_leaving = identity.signal(Signal::SIGTERM);
+        }
     }
 
     /// Whether it was killed on purpose and is not back.

@@ -57,6 +57,13 @@ impl Schedule {
         }
     }
 
+    /// Whether there was a storm that ends by itself, and nothing of the scenario is left to happen.
+    pub(super) fn is_storm_over(&self, now: f64) -> bool {
+        let is_over =
+            |storm: &StormState| storm.began.is_some_and(|began| storm.is_over(began, now));
+        self.planned.is_empty() && self.held.is_empty() && self.storm.as_ref().is_some_and(is_over)
+    }
+
     /// The faults that are due now; each is handed out once and comes back by `missed`.
     pub(super) fn due(
         &mut self,
@@ -72,6 +79,7 @@ impl Schedule {
                     .is_none_or(|wanted| phase::holds(wanted, observer, run_dir, store))
         };
         let mut due = Vec::new();
+        let mut num_given_up = 0;
         self.held.retain(|held| {
             let ready = held
                 .fault
@@ -81,8 +89,14 @@ impl Schedule {
             if ready {
                 due.push(held.clone());
             }
-            !ready
+            // A storm does not wait for a phase that does not come; another fault takes the place.
+            let is_given_up = held.is_of_storm && now - held.since > PATIENCE_SECONDS;
+            num_given_up += usize::from(is_given_up && !ready);
+            !ready && !is_given_up
         });
+        if let Some(storm) = &mut self.storm {
+            storm.num_sent -= num_given_up;
+        }
         // In the order of the file: the next one waits for the one before.
         if let Some(first) = self.planned.first()
             && holds(&first.moment)
@@ -149,6 +163,12 @@ fn is_reached(moment: &Moment, observer: &Observer, now: f64) -> bool {
 }
 
 impl StormState {
+    fn is_over(&self, began: f64, now: f64) -> bool {
+        let storm = &self.storm;
+        storm.for_seconds.is_some_and(|length| now - began > length)
+            || storm.count_max.is_some_and(|max| self.num_sent >= max)
+    }
+
     /// The next fault, if its time has come.
     fn next(&mut self, observer: &Observer, now: f64) -> Option<Fault> {
         if observer.commits.is_empty() || !is_reached(&self.storm.from, observer, now) {
@@ -161,12 +181,7 @@ impl StormState {
             self.next_step = step;
         }
         let began = self.began?;
-        let is_over = self
-            .storm
-            .for_seconds
-            .is_some_and(|length| now - began > length)
-            || self.storm.count_max.is_some_and(|max| self.num_sent >= max);
-        if is_over {
+        if self.is_over(began, now) {
             return None;
         }
         match self.storm.spacing {

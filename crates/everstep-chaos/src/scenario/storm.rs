@@ -17,6 +17,14 @@ pub struct Storm {
     pub count_max: Option<usize>,
 }
 
+impl Storm {
+    /// Whether it ends before the run does. The run is stopped after it.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.for_seconds.is_some() || self.count_max.is_some()
+    }
+}
+
 /// How far apart the faults of a storm are.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Spacing {
