@@ -6,11 +6,14 @@ use everstep_telemetry::{Event, EventRecord};
 use serde::Serialize;
 
 use crate::driver::Observed;
-use crate::record::Commit;
+use crate::record::{Commit, Life};
 
 mod matching;
 
 pub use matching::{FaultReport, faults};
+
+/// An agent logs that a process ended as it was told to within this time, in seconds.
+const STOP_LOGGED_SECONDS: f64 = 2.0;
 
 /// The gap between commits that follows a fault is looked for in this time after it, in seconds, if no other fault comes first.
 const GAP_WINDOW_SECONDS: f64 = 10.0;
@@ -145,8 +148,15 @@ pub fn deaths(observed: &Observed) -> usize {
         )
     });
     let last = observed.commits.last().map_or(0.0, |commit| commit.at);
+    // Who leaves as it was told to is not dead.
+    let was_told = |life: &Life, to: f64| {
+        observed.events.iter().any(|(at, event)| {
+            (at - to).abs() < STOP_LOGGED_SECONDS
+                && matches!(&event.event, Event::ProcessStopped { process, .. } if *process == life.process)
+        })
+    };
     let ended = observed.lives.iter();
-    let ended = ended.filter(|life| life.to.is_some_and(|to| to < last));
+    let ended = ended.filter(|life| life.to.is_some_and(|to| to < last && !was_told(life, to)));
     told.count().max(ended.count())
 }
 

@@ -44,7 +44,7 @@ pub struct FaultReport {
     pub detected_by: Option<String>,
     /// Until the first commit after the detection, or after the fault if nothing tells of it.
     pub recovery_seconds: Option<f64>,
-    /// What tells of the recovery: `recovered`, `leader_elected`, `store_back` or `checkpoint_committed`, or else a commit.
+    /// What tells of the recovery: `recovered`, `leader_elected`, `drain_finished`, `store_back` or `checkpoint_committed`, or else a commit.
     pub recovered_by: Option<String>,
     /// The longest time between two commits that this fault was in or right before.
     pub gap_seconds: Option<f64>,
@@ -157,6 +157,7 @@ impl Noticing {
             ("pause", _) => is(Sign::Victim, length >= LONG_SECONDS, NOTICE_SECONDS_MAX),
             ("hang_device", _) => is(Sign::Victim, true, HANG_NOTICE_SECONDS_MAX),
             ("non_finite", _) => is(Sign::Skip, true, NOTICE_SECONDS_MAX),
+            ("drain", _) => is(Sign::Victim, true, NOTICE_SECONDS_MAX),
             // A store that nobody asked for anything is not missed.
             ("store_outage", _) => is(Sign::Store, false, f64::INFINITY),
             ("partition", _) => {
@@ -276,7 +277,9 @@ fn ending(record: &FaultRecord, noticed_at: f64, observed: &Observed) -> Option<
     later
         .filter(|(at, _)| *at - noticed_at <= RECOVERY_SECONDS_MAX)
         .find(|(_, event)| match &event.event {
-            Event::Recovered { process, .. } => is_victim(process),
+            Event::Recovered { process, .. } | Event::DrainFinished { process, .. } => {
+                is_victim(process)
+            }
             Event::LeaderElected { .. } => record.label.contains("leader"),
             Event::StoreBack { .. } | Event::CheckpointCommitted { .. } => {
                 record.kind == "store_outage"

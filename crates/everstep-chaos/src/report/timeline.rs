@@ -41,6 +41,7 @@ fn colour_of_fault(kind: &str) -> &'static str {
         "kill" => "#d62728",
         "pause" => "#ff9f1c",
         "partition" | "network" => "#b5179e",
+        "drain" => "#283618",
         "store_outage" | "store_slow" | "store_errors" | "damage" => "#8a5a00",
         _ => "#e36414",
     }
@@ -137,6 +138,7 @@ fn legend(out: &mut String) -> std::fmt::Result {
         ("network", "#b5179e"),
         ("store", "#8a5a00"),
         ("inside a process", "#e36414"),
+        ("drain", "#283618"),
         ("leads", LEADS),
     ];
     let mut x = LEFT;
