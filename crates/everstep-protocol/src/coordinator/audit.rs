@@ -233,7 +233,7 @@ impl<N: Numerics> Coordinator<N> {
                 .filter(|(other, _)| other.same_actor(&worker));
             said.count()
         };
-        // Those that shall leave are asked last.
+        // Of equals, those that shall leave are asked last. A dispute between one of them and one that stays needs both.
         let leaves = |worker: &Member| self.draining.contains_key(worker);
         if mismatch {
             // A third one if there is one, else those that were asked least.
@@ -244,7 +244,7 @@ impl<N: Numerics> Coordinator<N> {
                 .iter()
                 .copied()
                 .filter(|worker| audit.leases.iter().all(|lease| lease.worker != *worker))
-                .min_by_key(|worker| (leaves(worker), count(*worker), load.get(worker), *worker));
+                .min_by_key(|worker| (count(*worker), leaves(worker), load.get(worker), *worker));
         }
         // Before the sums are known, whoever has the slot will be in them.
         let mut expected: Vec<Member> = testimonies.iter().map(|(worker, _)| *worker).collect();

@@ -142,7 +142,8 @@ impl<N: Numerics> Coordinator<N> {
             // What is left is its evaluation and its checkpoint, which are due in any case.
             return;
         }
-        if self.committed == step {
+        if self.committed >= step {
+            // After a rollback a checkpoint of the line before may be further than this one: the run goes on from there.
             return self.hold(step);
         }
         if self.is_held() || self.staying(Role::Worker).is_empty() {
@@ -159,7 +160,7 @@ impl<N: Numerics> Coordinator<N> {
     }
 
     fn is_referred(&self, member: Member) -> bool {
-        let stranded_safely = self.is_held() && self.committed == self.work.step;
+        let stranded_safely = self.is_held() && self.committed >= self.work.step;
         match member.role {
             Role::Worker => {
                 // Without other workers the step may never end.

@@ -103,6 +103,16 @@ impl<N: Numerics> Coordinator<N> {
         steps.max().unwrap_or_default()
     }
 
+    /// The last repair of the line with this root that anybody has heard of, with state or without.
+    fn last_heard(&self, root: Lineage) -> Option<Lineage> {
+        self.peers
+            .values()
+            .filter_map(|peer| peer.status.as_ref())
+            .map(Status::lineage)
+            .filter(|lineage| lineage.root() == root)
+            .max()
+    }
+
     /// The newest line of state that can go on without losing a decided step.
     fn plan(&self) -> Option<Plan> {
         let mut lines: BTreeMap<Lineage, Vec<Holding<'_>>> = BTreeMap::new();
@@ -123,7 +133,7 @@ impl<N: Numerics> Coordinator<N> {
     }
 
     fn plan_line(&self, line: &[Holding<'_>]) -> Option<Plan> {
-        let lineage = line.iter().map(|holding| holding.lineage).max()?;
+        let lineage = self.last_heard(line.first()?.lineage.root())?;
         let statuses = || {
             line.iter().flat_map(|holding| {
                 let is_current = holding.lineage == lineage;
@@ -136,8 +146,10 @@ impl<N: Numerics> Coordinator<N> {
             return None;
         }
         // Decided, but applied nowhere yet: the commit rule says that its gradient is on all replicas. With audits it is decided once more: what
-        // they hold may have been summed again after a rollback, and then nobody has compared it yet.
-        let step = if self.config.audit.share > 0.0 {
+        // they hold may have been summed again after a rollback, and then nobody has compared it yet. If none of them has heard of the last
+        // repair, they will give it up.
+        let is_void = line.iter().all(|holding| holding.lineage < lineage);
+        let step = if self.config.audit.share > 0.0 || is_void {
             newest
         } else {
             newest.max(self.high_water)
@@ -185,14 +197,7 @@ impl<N: Numerics> Coordinator<N> {
         self.work.step = plan.step;
         if plan.lineage.repairs() > 0 || !self.quarantined.is_empty() {
             // Not everybody may have heard of the last repair: one more covers all of them.
-            let heard = self
-                .peers
-                .values()
-                .filter_map(|peer| peer.status.as_ref())
-                .map(Status::lineage)
-                .filter(|lineage| lineage.root() == plan.lineage.root())
-                .max();
-            self.lineage = plan.lineage.max(heard.unwrap_or_default()).repaired();
+            self.lineage = plan.lineage.repaired();
             self.repair = Some(Repair {
                 from: plan.step,
                 recompute: false,

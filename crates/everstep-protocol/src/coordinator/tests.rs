@@ -227,6 +227,7 @@ fn line(effect: &Effect<Words>) -> Option<String> {
         Effect::Note(Note::MemberJoined { .. }) => return None,
         Effect::Note(note) => match note {
             Note::MemberLost { member } => format!("lost {member}"),
+            Note::Expelled { member } => format!("expelled {member}"),
             Note::SlotsReassigned { slots, lost, .. } => format!("again {slots:?} {lost}"),
             Note::ShardPromoted { member, blocks } => format!("promoted {member} {blocks:?}"),
             Note::BackupSeeded { member, blocks } => format!("seeded {member} {blocks:?}"),
@@ -336,8 +337,9 @@ fn a_lost_workers_slots_are_leased_again_unless_delivered() {
         loss_sum: 0.0,
         tokens: 0,
     };
-    assert_eq!(bench.hear(worker(0), late), ["w-0 expelled"]);
-    assert_eq!(bench.hello(worker(0), idle()), ["w-0 expelled"]);
+    let expelled = ["expelled worker-0#1", "w-0 expelled"];
+    assert_eq!(bench.hear(worker(0), late), expelled);
+    assert_eq!(bench.hello(worker(0), idle()), expelled);
     // Its next life is welcome.
     assert_eq!(bench.hello(reborn(worker(0)), idle()), NOTHING);
     assert_eq!(bench.coordinator.members().count(), 4);
@@ -354,7 +356,10 @@ fn a_new_life_ends_the_old_one() {
             "w-0 lease 0 [Slot(2), Slot(3)]"
         ]
     );
-    assert_eq!(bench.hello(worker(1), idle()), ["w-1 expelled"]);
+    assert_eq!(
+        bench.hello(worker(1), idle()),
+        ["expelled worker-1#1", "w-1 expelled"]
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use super::*;
 use crate::ids::{Epoch, SlotRange};
-use crate::message::{Decision, Placement, Status, View, ViewId};
+use crate::message::{Decision, Placement, Repair, Status, View, ViewId};
 use crate::testing::{
     LINE, Words, coordinator, decision, placement, shard as member, view, view_id, worker,
 };
@@ -163,6 +163,7 @@ fn line(effect: &Effect<Words>) -> String {
             let ids: Vec<BlockId> = blocks.iter().map(|(block, _)| *block).collect();
             format!("store {ids:?} at {}", version.0)
         }
+        Effect::Refused { from, epoch } => format!("refused {from} in {}", epoch.0),
         other => format!("{other:?}"),
     }
 }
@@ -458,11 +459,11 @@ fn older_leaders_are_refused_and_told() {
         bench.hear(coordinator(1), announce(2)),
         ["coordinator-1#1 hello"]
     );
-    assert_eq!(bench.decide(0, false), Vec::<String>::new());
+    assert_eq!(bench.decide(0, false), ["refused coordinator-0#1 in 1"]);
     assert_eq!(bench.state(0).0, 0);
     assert_eq!(
         bench.hear(coordinator(0), announce(1)),
-        ["coordinator-0#1 hello"]
+        ["refused coordinator-0#1 in 1", "coordinator-0#1 hello"]
     );
     let Status::Shard { blocks, .. } = bench.shard.status() else {
         panic!("a shard's status");
@@ -519,6 +520,30 @@ fn a_line_that_was_left_is_only_joined_by_a_new_life() {
     };
     bench.view(later(1, Lineage::new(Epoch(1), 1)));
     assert_eq!(bench.view(later(2, LINE)), ["Restart"]);
+}
+
+#[test]
+fn a_primary_that_missed_a_repair_does_not_wait_for_a_sum_that_it_gave_up() {
+    let repaired = |times: u64, primary| View {
+        lineage: Lineage(LINE.0 + times),
+        repair: Some(Repair {
+            from: Step(1),
+            recompute: false,
+        }),
+        ..view(2, vec![placement(primary, &[1 - primary], &[])])
+    };
+    let behind = || {
+        let mut bench = Bench::ready(0, vec![placement(0, &[1], &[])]);
+        bench.partial(0, 0, 4, "g");
+        bench
+    };
+    // Step 0 is decided. The next repair voids what comes after it.
+    let said = behind().view(repaired(1, 0));
+    assert!(said.contains(&"shard-1#1 replicate 0 g".into()), "{said:?}");
+    // After two of them nobody knows.
+    assert_eq!(behind().view(repaired(2, 0)), ["Restart"]);
+    let said = behind().view(repaired(2, 1));
+    assert!(!said.contains(&"Restart".into()), "{said:?}");
 }
 
 #[test]

@@ -33,6 +33,9 @@ impl<N: Numerics> Shard<N> {
             if view.lineage > self.lineage {
                 // A shard that has missed a repair cannot tell which of its sums that one made void.
                 let is_next = view.lineage == self.lineage.repaired();
+                if !is_next && self.leads_what_it_loses(&view) {
+                    return self.end(Effect::Restart);
+                }
                 let from = view.repair.filter(|_| is_next).map(|repair| repair.from);
                 for block in self.blocks.values_mut() {
                     block.void(from);
@@ -89,6 +92,19 @@ impl<N: Numerics> Shard<N> {
             self.settle(now_ms, id);
         }
         self.check_ready();
+    }
+
+    /// Whether the view makes it primary of a block whose next step is decided, while it has to give up the sum of that step: it could
+    /// never apply it. Others are seeded again.
+    fn leads_what_it_loses(&self, view: &View) -> bool {
+        let Some(repair) = view.repair else {
+            return false;
+        };
+        self.blocks.iter().any(|(id, block)| {
+            let placement = view.placements.get(*id as usize);
+            placement.is_some_and(|placement| placement.primary == self.config.me)
+                && block.version().is_some_and(|version| version < repair.from)
+        })
     }
 
     pub(super) fn on_loaded(

@@ -237,3 +237,55 @@ fn a_quarantine_that_is_found_late_takes_the_open_step_back() {
     });
     assert_eq!(bench.coordinator.view().unwrap().lineage, line);
 }
+
+#[test]
+fn a_replica_that_missed_a_repair_does_not_count_by_its_sum() {
+    let mut bench = Bench::new(CoordinatorConfig {
+        num_blocks: 1,
+        ..audited(0).coordinator.config
+    });
+    let line = Lineage(LINE.0 + 3);
+    let status = |lineage, blocks: &[(u64, bool)]| match holding(blocks) {
+        Status::Shard { blocks, .. } => Status::Shard {
+            lineage,
+            blocks,
+            quarantined: vec![worker(0)],
+        },
+        other => other,
+    };
+    bench.elect(3, 0, 1);
+    // A worker has heard of one more repair than the shards; only one of them has applied step 0.
+    let computing = Status::Worker {
+        lineage: line.repaired(),
+        step: Step(1),
+        held: Vec::new(),
+    };
+    bench.hello(worker(1), computing);
+    bench.hello(shard(0), status(line, &[(0, true)]));
+    bench.hello(shard(1), status(line, &[(1, false)]));
+    assert_eq!(bench.coordinator.step(), Step(1));
+    assert_eq!(bench.placement(0), "1 [] [0]");
+    let view = bench.coordinator.view().unwrap();
+    assert_eq!(view.lineage, line.repaired().repaired());
+}
+
+#[test]
+fn a_dispute_with_a_worker_that_leaves_is_settled_by_both() {
+    let mut bench = audited(2);
+    bench.counted(worker(0), 2);
+    bench.said(worker(1), 0, TRUTH);
+    bench.take(Event::Drain {
+        members: vec![worker(0)],
+        seconds_left: None,
+    });
+    // Both are asked again, the one that leaves too; a liar that does not repeat itself is found.
+    for run in 1..4 {
+        let digest = |audits| if audits { TRUTH } else { 2 + u64::from(run) };
+        for index in 0..2 {
+            if bench.audits(worker(index)) > 0 {
+                bench.said(worker(index), run, digest(index == 1));
+            }
+        }
+    }
+    assert_eq!(bench.quarantined(), [worker(0)]);
+}
