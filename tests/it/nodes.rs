@@ -1,6 +1,8 @@
 //! Two nodes with an agent and a run directory each, certificates from `everstep certs`, and one store: as on two machines.
 
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
+
+use everstep_cluster::free_port;
 
 use crate::machines::{self, Machine, run_dir};
 use crate::support::Workbench;
@@ -27,7 +29,7 @@ fn two_agents_train_one_run() {
     let bench = Workbench::new();
     // Held until all are chosen, so that they differ.
     let sockets: Vec<UdpSocket> = (0..5)
-        .map(|_| UdpSocket::bind("127.0.0.1:0").unwrap())
+        .map(|_| free_port(Ipv4Addr::LOCALHOST.into()).unwrap())
         .collect();
     let port = |socket: &UdpSocket| socket.local_addr().unwrap().port();
     let ports: Vec<u16> = sockets.iter().map(port).collect();

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use everstep_cluster::RunDir;
+use everstep_cluster::{RunDir, free_port};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -142,7 +142,7 @@ fn nodes_that_get_notice_are_gone_in_time_and_change_no_bit() {
     ];
     // Held until all are chosen, so that they differ.
     let sockets: Vec<UdpSocket> = (0..9)
-        .map(|_| UdpSocket::bind("127.0.0.1:0").unwrap())
+        .map(|_| free_port(Ipv4Addr::LOCALHOST.into()).unwrap())
         .collect();
     let port = |socket: &UdpSocket| socket.local_addr().unwrap().port();
     let ports: Vec<u16> = sockets.iter().map(port).collect();

@@ -180,9 +180,13 @@ pub(crate) fn process(args: ProcessArgs) -> anyhow::Result<()> {
     })
 }
 
+/// Threads for what blocks, such as the local object store: a slow disk gets no faster by hundreds of them.
+const BLOCKING_THREADS_MAX: usize = 4;
+
 fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .enable_all()
         .build()
         .context("the async runtime cannot start")

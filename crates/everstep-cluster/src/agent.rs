@@ -14,13 +14,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use everstep_telemetry::{Event, EventLog};
-use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
@@ -343,11 +343,33 @@ impl Agent {
                 continue;
             }
             if is_handover {
-                self.slots[slot].restarts += 1;
+                self.missed(slot, before);
             }
             self.start(slot)?;
         }
         Ok(())
+    }
+
+    /// A process that the earlier agent knew is not alive any more.
+    fn missed(&mut self, slot: usize, before: Option<&ProcessStatus>) {
+        // That it is to be started again was told and counted already.
+        if before.is_some_and(|before| before.state == ProcessState::Restarting) {
+            return;
+        }
+        self.slots[slot].restarts += 1;
+        if !before.is_some_and(|before| before.state.is_alive()) {
+            return;
+        }
+        let reason = "it ended while no agent watched".to_owned();
+        self.slots[slot].last_reason = Some(reason.clone());
+        self.log(&Event::ProcessLost {
+            process: self.name(slot),
+            node: self.node(slot),
+            roles: self.roles(slot),
+            step: None,
+            epoch: None,
+            reason,
+        });
     }
 
     /// Takes a living process over; false if it died right now.
@@ -411,7 +433,7 @@ impl Agent {
                 "{} cannot be started",
                 self.options.executable.display()
             )))?;
-        let pid = child.id().unwrap_or(0);
+        let pid = child.id();
         let (restarts, seconds) = {
             let slot = &self.slots[slot];
             (slot.restarts, slot.died.elapsed().as_secs_f64())

@@ -50,5 +50,5 @@ pub use status::{
     read as read_status, write_processes, write_single_process as write_single_process_status,
 };
 pub use topology::{
-    ActorAddress, ActorRole, AgentSettings, Process, Route, Topology, TopologyError,
+    ActorAddress, ActorRole, AgentSettings, Process, Route, Topology, TopologyError, free_port,
 };

@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::PreemptionSource;
 
+mod ports;
+
+pub use ports::free_port;
+
 /// What is wrong with a topology file; one line that names the file, the field and what is allowed.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
@@ -582,7 +586,12 @@ impl Topology {
             };
             let address = resolve(&process.host, process.port)
                 .ok_or_else(|| field(format!("host \"{}\" has no address", process.host)))?;
-            let socket = UdpSocket::bind(address).map_err(|error| {
+            let socket = if process.port == 0 {
+                free_port(address.ip())
+            } else {
+                UdpSocket::bind(address)
+            };
+            let socket = socket.map_err(|error| {
                 field(format!("{address} cannot be used ({error}); allowed is a free UDP port, or 0 to choose one"))
             })?;
             process.port = socket

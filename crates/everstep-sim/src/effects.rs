@@ -359,7 +359,10 @@ impl World<'_> {
                 }
             }
             Note::DrainHolds { .. } => self.count(Recovery::DrainHeld),
-            Note::MemberLeft { .. } | Note::DrainStarted { .. } | Note::DrainFinished { .. } => {}
+            Note::ShardAbsent { .. }
+            | Note::MemberLeft { .. }
+            | Note::DrainStarted { .. }
+            | Note::DrainFinished { .. } => {}
         }
     }
 

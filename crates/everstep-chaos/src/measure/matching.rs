@@ -77,7 +77,7 @@ fn report(record: &FaultRecord, observed: &Observed, claimed: &mut BTreeSet<usiz
         return report;
     }
     let noticing = Noticing::of(record, observed);
-    let found = noticing.find(record, &observed.events, claimed);
+    let found = noticing.find(record, observed, claimed);
     let first = found.iter().flatten().copied().min();
     let noticed_at = first.map_or(record.at, |index| observed.events[index].0);
     report.detection_seconds = first.map(|_| (noticed_at - record.at).max(0.0));
@@ -140,6 +140,23 @@ struct Noticing {
     seconds_max: f64,
 }
 
+/// Until when something that happened at `at` must be noticed: while nobody watches, because the agents were killed as well, no time passes.
+fn deadline(at: f64, seconds_max: f64, observed: &Observed) -> f64 {
+    let kills = observed
+        .faults
+        .iter()
+        .filter(|other| other.happened && matches!(&*other.label, "kill agent" | "kill all"));
+    let mut until = at + seconds_max;
+    for kill in kills {
+        let backs = kill.victims.iter().filter_map(|victim| victim.replaced_at);
+        let back = backs.fold(kill.at, f64::max);
+        if back > at && kill.at <= until {
+            until = until.max(back + seconds_max);
+        }
+    }
+    until
+}
+
 impl Noticing {
     fn of(record: &FaultRecord, observed: &Observed) -> Self {
         let is = |sign, must, seconds_max| Self {
@@ -180,12 +197,13 @@ impl Noticing {
     fn find(
         self,
         record: &FaultRecord,
-        events: &[(f64, EventRecord)],
+        observed: &Observed,
         claimed: &mut BTreeSet<usize>,
     ) -> Vec<Option<usize>> {
+        let events = &observed.events;
         let until = record.until.unwrap_or(f64::INFINITY) + LATE_SECONDS;
         let mut first = |from: f64, tells: &dyn Fn(&EventRecord) -> bool| {
-            let until = until.min(from + self.seconds_max);
+            let until = until.min(deadline(from, self.seconds_max, observed));
             let found = events.iter().enumerate().find(|(index, (at, event))| {
                 *at >= from - ROUNDING_SECONDS
                     && *at <= until
@@ -380,6 +398,30 @@ mod tests {
         }
         let not_replaced = fault("kill", 10.1, vec![victim("w", 10.1, None)]);
         assert!(!faults(&observed(vec![not_replaced], vec![lost(10.3, "w")]))[0].recovered);
+    }
+
+    #[test]
+    fn no_time_passes_while_the_agent_is_away() {
+        let hang = || fault("hang_device", 10.1, vec![victim("w", 10.1, Some(41.0))]);
+        let agent = || FaultRecord {
+            label: "kill agent".into(),
+            ..fault("kill", 29.0, vec![victim("agent n", 29.0, Some(30.0))])
+        };
+        let adopted = || {
+            let event = Event::ProcessAdopted {
+                process: "v".into(),
+                node: "n".into(),
+                pid: 2,
+            };
+            let time = String::new();
+            (30.5, EventRecord { time, event })
+        };
+        let events = || vec![adopted(), lost(40.5, "w")];
+        assert!(!faults(&observed(vec![hang()], events()))[0].recovered);
+        let reports = faults(&observed(vec![hang(), agent()], events()));
+        assert!(reports.iter().all(|report| report.recovered));
+        let late = vec![adopted(), lost(51.0, "w")];
+        assert!(!faults(&observed(vec![hang(), agent()], late))[0].recovered);
     }
 
     #[test]

@@ -3,12 +3,11 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::ExitStatus;
+use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::process::Child;
 use tokio::sync::oneshot;
 
 use crate::life::Body;
@@ -80,24 +79,28 @@ pub(super) fn kill(fd: &OwnedFd) {
 
 /// Resolves when the child ended.
 pub(super) async fn child_exit(mut child: Child) -> Exit {
-    child.wait().await.map_or_else(Exit::Unknown, Exit::Status)
+    let status = in_thread(move || child.wait()).await;
+    status.map_or_else(Exit::Unknown, Exit::Status)
 }
 
-/// Resolves when an adopted process ended. A thread waits for it: the runtime's own way to wait for descriptors is not safe Rust.
+/// Resolves when an adopted process ended.
 pub(super) async fn adopted_exit(fd: Arc<OwnedFd>) -> Exit {
-    let (ended, exit) = oneshot::channel();
-    let waiter = std::thread::Builder::new()
-        .name("adopted".to_owned())
-        .spawn(move || {
-            let _ = ended.send(wait(&fd));
-        });
-    let outcome = match waiter {
-        Ok(_) => exit
-            .await
-            .unwrap_or_else(|error| Err(io::Error::other(error))),
-        Err(error) => Err(error),
-    };
+    let outcome = in_thread(move || wait(&fd)).await;
     outcome.map_or_else(Exit::Unknown, |()| Exit::Adopted)
+}
+
+/// Every process has one thread that waits for its end, child or not: the runtime's own way to wait for descriptors is not safe Rust.
+async fn in_thread<T: Send + 'static>(
+    wait: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (ended, exit) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("exit".to_owned())
+        .spawn(move || {
+            let _ = ended.send(wait());
+        })?;
+    exit.await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// A process's descriptor is readable once it ended.

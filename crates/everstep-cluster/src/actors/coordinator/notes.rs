@@ -6,9 +6,34 @@ use everstep_protocol::coordinator::Note;
 use everstep_protocol::{Digest, Epoch, Member};
 
 use super::CoordinatorState;
-use crate::topology::ActorRole;
+use crate::status::{ProcessState, ProcessStatus, read_processes};
+use crate::topology::{ActorAddress, ActorRole};
 
 impl CoordinatorState {
+    /// Tells of a shard process that has not answered, unless its agent says that it left.
+    fn absent(&self, index: u32, step: u64, epoch: u64) {
+        let role = ActorRole::Shard;
+        let (process, node) = self.context.whereabouts(ActorAddress { role, index });
+        let known = read_processes(&self.context.run_dir, &node);
+        let has_left = |known: &ProcessStatus| {
+            matches!(known.state, ProcessState::Drained | ProcessState::Exited)
+        };
+        if known
+            .iter()
+            .any(|known| known.name == process && has_left(known))
+        {
+            return;
+        }
+        self.context.event(&everstep_telemetry::Event::ProcessLost {
+            process,
+            node,
+            roles: vec![role.name().to_owned()],
+            step: Some(step),
+            epoch: Some(epoch),
+            reason: "it has not answered the new leader, which goes on without it".to_owned(),
+        });
+    }
+
     /// Logs what the machine noted.
     pub(super) fn note(&mut self, note: Note) {
         use everstep_telemetry::Event as Log;
@@ -38,6 +63,7 @@ impl CoordinatorState {
                     reason,
                 });
             }
+            Note::ShardAbsent { index } => self.absent(index, step, epoch),
             Note::Expelled { member } => {
                 self.refusals.lost(&self.context, member, Epoch(epoch));
             }
