@@ -208,6 +208,11 @@ impl ProcessContext {
         });
     }
 
+    /// Whether this process is about to end: what it loses contact with then is not gone.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.borrow().is_some()
+    }
+
     pub(crate) fn set_checkpointer(&self, actor: ActorRef<CheckpointerMessage>) {
         *self
             .checkpointer
@@ -393,6 +398,7 @@ pub async fn run_process(
         _ = &mut tree => Err(ProcessError::Meltdown(spec.name.clone())),
         () = link::signals(&context) => Ok(Ending::Stopped),
     };
+    context.end(Ending::Stopped);
     leaving.abort();
     let is_over = matches!(outcome, Ok(Ending::Finished) | Err(ProcessError::Run(_)));
     if is_over && spec.roles.contains(&ActorRole::Coordinator) && network.is_some() {

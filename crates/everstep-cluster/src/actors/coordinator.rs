@@ -295,7 +295,8 @@ impl CoordinatorState {
     /// Whether it is this standby's turn: the leader's process is gone, or nothing was heard of it for long. Standbys take turns,
     /// so that two of them seldom race for one epoch; those that reach nobody would lead nobody.
     fn is_my_turn(&self, now_ms: u64) -> bool {
-        if self.epoch.is_some() || self.electing || self.finished {
+        let is_leaving = self.finished || self.context.is_ending();
+        if self.epoch.is_some() || self.electing || is_leaving {
             return false;
         }
         if self.context.run.is_static_election() && self.address.index > 0 {
@@ -435,7 +436,7 @@ impl CoordinatorState {
         else {
             return Ok(());
         };
-        if self.finished {
+        if self.finished || self.context.is_ending() {
             return Ok(());
         }
         let router = self.context.router.clone();
