@@ -4,7 +4,8 @@ use std::process::Stdio;
 
 use everstep_cluster::RunDir;
 use everstep_cluster::control::{self, Injection, Reply, Request};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::{STEPS, Workbench, everstep, seconds_between};
@@ -55,6 +56,34 @@ fn processes_outlive_their_agent_and_the_next_one_adopts_them() {
     let expected = format!("the run has finished: step {STEPS} is committed");
     assert!(error.contains(&expected), "{error}");
     assert_eq!(bench.count("run", "process_started"), before.len() + 1);
+}
+
+#[test]
+fn what_ends_while_no_agent_watches_is_told_and_replaced() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("laptop", None);
+    let topology = bench.cluster(2, 2, 2);
+    let running = bench.start("run", Some(&topology));
+    assert!(running.steps().any(|step| step >= 20));
+    let loader = running
+        .processes()
+        .into_iter()
+        .find_map(|(name, pid)| pid.filter(|_| name == "loader"));
+    let loader = Pid::from_raw(loader.unwrap());
+    running.kill_agent();
+    kill(loader, Signal::SIGKILL).unwrap();
+
+    bench.train_to_the_end("run", Some(&topology));
+    let events = bench.lines("run", "events.jsonl");
+    let lost: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["kind"] == "process_lost")
+        .collect();
+    assert_eq!(lost.len(), 1, "{lost:?}");
+    assert_eq!(lost[0]["process"], "loader");
+    assert_eq!(lost[0]["reason"], "it ended while no agent watched");
+    assert_eq!(bench.count("run", "process_restarted"), 1);
+    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
 }
 
 #[test]
