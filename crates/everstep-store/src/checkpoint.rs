@@ -10,6 +10,7 @@ use crate::manifest::{CheckpointManifest, CheckpointObject, folder, manifest_key
 use crate::run_store::{RunStore, check_name};
 use crate::sealed;
 use crate::upload::upload;
+use crate::verify::Depth;
 
 /// Objects looked at in parallel before a commit.
 const HEADS_IN_FLIGHT_MAX: usize = 16;
@@ -101,33 +102,42 @@ impl RunStore {
             .await?;
         let bytes = sealed::seal(manifest);
         if self.create(&manifest_key(step), bytes.into()).await? {
+            // What was quarantined under this step is gone.
+            self.lift_checkpoint(step).await?;
             return Ok(Commit::Created);
         }
         let there = match self.load_manifest(step).await {
             Ok(there) => there,
             // Its bytes do not verify: they commit nothing, and stand in the way of what does.
             Err(StoreError::Damaged(_)) => {
-                self.put(&manifest_key(step), sealed::seal(manifest).into())
-                    .await?;
-                return Ok(Commit::Repaired);
+                return self.replace_manifest(manifest).await;
             }
             Err(error) => return Err(error),
         };
         if there == *manifest {
-            // Also what a request looks like that was repeated after its answer got lost.
+            // Also what a request looks like that was repeated after its answer got lost. If it was quarantined, the same objects
+            // have been written again.
+            self.lift_checkpoint(step).await?;
             return Ok(Commit::AlreadyCommitted);
         }
         self.same_bits(manifest, &there)?;
         // The run has come here a second time, perhaps because what is there is damaged.
-        if self.verify_objects(&there).await?.is_empty() {
+        let damage = self.verify_objects(&there, Depth::Objects).await?;
+        if damage.is_empty() {
+            self.lift_checkpoint(step).await?;
             return Ok(Commit::AlreadyCommitted);
         }
-        self.put(&manifest_key(step), sealed::seal(manifest).into())
+        self.replace_manifest(manifest).await
+    }
+
+    async fn replace_manifest(&self, manifest: &CheckpointManifest) -> Result<Commit, StoreError> {
+        self.put(&manifest_key(manifest.step), sealed::seal(manifest).into())
             .await?;
+        self.lift_checkpoint(manifest.step).await?;
         Ok(Commit::Repaired)
     }
 
-    fn same_bits(
+    pub(crate) fn same_bits(
         &self,
         manifest: &CheckpointManifest,
         there: &CheckpointManifest,

@@ -80,6 +80,16 @@ pub enum StoreError {
         /// The fields that differ.
         differences: Vec<Difference>,
     },
+    /// A run is to be copied under another name.
+    #[error(
+        "run `{from}` cannot be copied to run `{to}`: a run keeps its name, so the destination must end with `{from}`"
+    )]
+    OtherName {
+        /// The run that was to be copied.
+        from: String,
+        /// The name at the destination.
+        to: String,
+    },
     /// The checkpoint belongs to another run or layout.
     #[error(
         "checkpoint {step} belongs to another run: {field} is {found}, this run has {expected}"
@@ -142,6 +152,18 @@ pub enum StoreError {
         key: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A document (run manifest, checkpoint manifest, lease) was written by a newer program.
+    #[error(
+        "`{key}` has version {version}, this program reads up to version {known}: use the everstep that wrote it, or a newer one"
+    )]
+    NewerVersion {
+        /// The key inside the run.
+        key: String,
+        /// Its version.
+        version: u32,
+        /// The newest version that this program reads.
+        known: u32,
     },
     /// The store cannot decide elections.
     #[error(
@@ -227,12 +249,17 @@ pub enum DamageReason {
         found: u64,
     },
     /// Its contents are not what the manifest says.
-    #[error("has BLAKE3 {found}, the manifest says {expected}")]
+    #[error(
+        "has BLAKE3 {found}, the manifest says {expected}{}",
+        damaged_blocks(blocks)
+    )]
     Digest {
         /// By the manifest.
         expected: Digest,
         /// Of the bytes that are there.
         found: Digest,
+        /// The blocks whose own digests do not agree either, if they were looked at.
+        blocks: Vec<u32>,
     },
     /// One block inside it is not what the manifest says.
     #[error("holds block {block} with {part} digest {found}, the manifest says {expected}")]
@@ -246,9 +273,22 @@ pub enum DamageReason {
         /// Of the bytes that are there.
         found: Digest,
     },
+    /// It was marked as damaged before; see [`RunStore::quarantine_checkpoint`](crate::RunStore::quarantine_checkpoint).
+    #[error("is quarantined: {0}")]
+    Quarantined(String),
     /// The manifest itself cannot be used.
     #[error("cannot be used: {0}")]
     Manifest(String),
+}
+
+fn damaged_blocks(blocks: &[u32]) -> String {
+    match blocks {
+        [] => String::new(),
+        [block] => format!(" (block {block} is damaged)"),
+        [block, rest @ ..] => {
+            format!(" (block {block} and {} more are damaged)", rest.len())
+        }
+    }
 }
 
 fn list(differences: &[Difference]) -> String {

@@ -5,6 +5,8 @@
 //! <store>/<run>/manifest.json                       RunIdentity: what the run is
 //! <store>/<run>/leases/<epoch>                      leadership, create-if-absent, never deleted
 //! <store>/<run>/quarantine/worker-<index>.json      a worker whose device lied, until a person lifts it
+//! <store>/<run>/damaged/<step>.json                 a committed checkpoint that is damaged: nobody reads it
+//! <store>/<run>/pins/<step>.json                    a checkpoint that pruning leaves alone
 //! <store>/<run>/checkpoints/<step>/blocks-*.st      safetensors: parameters and optimizer state of some blocks
 //! <store>/<run>/checkpoints/<step>/MANIFEST.json    CheckpointManifest; its creation is the commit
 //! ```
@@ -22,30 +24,45 @@
 mod backend;
 mod block;
 mod checkpoint;
+mod copy;
+mod damaged;
+mod diff;
 mod digest;
 mod error;
 mod identity;
 mod lease;
 mod ledger;
+mod listing;
 mod manifest;
+mod pins;
 mod probe;
 mod prune;
 mod quarantine;
 mod read;
+mod retention;
 mod run_store;
 mod sealed;
 mod upload;
+mod verify;
 
 pub use block::BlockState;
 pub use checkpoint::Commit;
+pub use copy::{CopyProgress, CopyReport};
+pub use damaged::{DamagedCheckpoint, DamagedObject};
+pub use diff::{BlockDifference, CheckpointDiff, ValueDifference};
 pub use digest::{Digest, ParseDigestError, combine, optimizer_digest, param_digest};
 pub use error::{Damage, DamageReason, ErrorKind, StoreError};
 pub use identity::{Difference, RunIdentity};
 pub use lease::Lease;
 pub use ledger::{LastCommit, Ledger, LedgerError};
-pub use manifest::{BlockEntry, CheckpointDigest, CheckpointManifest, CheckpointObject};
+pub use listing::CheckpointInfo;
+pub use manifest::{
+    BlockEntry, CheckpointDigest, CheckpointManifest, CheckpointObject, EVALUATION_LOSS,
+};
 pub use probe::ProbeReport;
-pub use prune::PruneReport;
+pub use prune::{PrunePlan, PruneReport, Removal};
 pub use quarantine::Quarantine;
 pub use read::LatestIntact;
+pub use retention::{KeepReason, Retention, RetentionInfo};
 pub use run_store::{PutRun, RunStore};
+pub use verify::ScrubReport;

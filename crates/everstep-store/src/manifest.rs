@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::digest::{Digest, combine};
 use crate::error::StoreError;
 use crate::identity::RunIdentity;
-use crate::sealed;
+use crate::sealed::{self, Unreadable};
+
+/// Key of [`CheckpointManifest::metadata`] under which the mean loss of this version's evaluation stands, in decimal.
+pub const EVALUATION_LOSS: &str = "evaluation_loss";
 
 /// One block inside an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,27 +126,33 @@ impl CheckpointManifest {
         sealed::digest_of(self)
     }
 
+    /// The loss of the evaluation of this version, if one was recorded ([`EVALUATION_LOSS`]) and is a number.
+    pub fn evaluation_loss(&self) -> Option<f64> {
+        let loss: f64 = self.metadata.get(EVALUATION_LOSS)?.parse().ok()?;
+        loss.is_finite().then_some(loss)
+    }
+
     /// Size of all objects together.
     pub fn bytes(&self) -> u64 {
         self.objects.iter().map(|object| object.bytes).sum()
     }
 
     /// Reads `MANIFEST.json` of `step` and checks that it makes sense.
-    pub(crate) fn decode(step: u64, bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn decode(step: u64, bytes: &[u8]) -> Result<Self, Unreadable> {
         let manifest: Self = sealed::unseal(bytes)?;
-        if manifest.step != step {
-            return Err(format!("step is {}, its folder says {step}", manifest.step));
+        manifest.check(step).map_err(Unreadable::Damaged)?;
+        Ok(manifest)
+    }
+
+    fn check(&self, step: u64) -> Result<(), String> {
+        if self.step != step {
+            return Err(format!("step is {}, its folder says {step}", self.step));
         }
-        let digest = digest_of(
-            step,
-            manifest.layout,
-            manifest.num_blocks,
-            &manifest.objects,
-        )?;
-        if digest != manifest.digest {
+        let digest = digest_of(step, self.layout, self.num_blocks, &self.objects)?;
+        if digest != self.digest {
             return Err("digest does not follow from the blocks' digests".to_owned());
         }
-        Ok(manifest)
+        Ok(())
     }
 }
 

@@ -1,10 +1,69 @@
 //! Removing checkpoints: the manifest goes first, so that what is half removed is no checkpoint.
+//!
+//! What goes is planned first and can be looked at before it is carried out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use futures::{FutureExt, StreamExt, TryStreamExt};
 
 use crate::error::StoreError;
-use crate::manifest::{folder, manifest_key};
+use crate::listing::{ListedFile, ListedStep};
+use crate::manifest::{CheckpointManifest, folder, manifest_key};
+use crate::retention::{KeepReason, Retention, RetentionInfo};
 use crate::run_store::RunStore;
+
+/// Manifests read in parallel.
+const MANIFESTS_IN_FLIGHT_MAX: usize = 16;
+
+/// What [`RunStore::plan_prune`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PrunePlan {
+    /// The committed steps that stay, and why.
+    pub keep: BTreeMap<u64, BTreeSet<KeepReason>>,
+    /// The committed steps that go.
+    pub remove: BTreeMap<u64, Removal>,
+    /// Steps whose uncommitted objects go: left by uploads that died.
+    pub garbage: BTreeMap<u64, Removal>,
+    /// Steps with uncommitted objects that stay, since they may be on their way to a commit.
+    pub live: BTreeSet<u64>,
+    /// When the newest manifest was written: what is younger may be on its way.
+    newest_written: Option<SystemTime>,
+}
+
+impl PrunePlan {
+    /// Size of everything that goes.
+    pub fn bytes(&self) -> u64 {
+        let all = self.remove.values().chain(self.garbage.values());
+        all.map(|removal| removal.bytes).sum()
+    }
+}
+
+/// What goes of one step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// Keys inside the run; the manifest, if it goes, is the first.
+    pub keys: Vec<String>,
+    /// Size of all of them.
+    pub bytes: u64,
+}
+
+impl Removal {
+    fn of<'a>(step: u64, files: impl Iterator<Item = &'a ListedFile>) -> Self {
+        let mut removal = Self::default();
+        let manifest = manifest_key(step);
+        for file in files {
+            removal.bytes += file.bytes;
+            let at = if file.key == manifest {
+                0
+            } else {
+                removal.keys.len()
+            };
+            removal.keys.insert(at, file.key.clone());
+        }
+        removal
+    }
+}
 
 /// What [`RunStore::prune`] removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,42 +75,112 @@ pub struct PruneReport {
 }
 
 impl RunStore {
-    /// Keeps the newest `keep` committed checkpoints (at least one), and removes older ones and garbage.
-    ///
-    /// Garbage are objects below the newest committed step that no manifest names. What is above it may be the next
-    /// checkpoint and is left alone. Only the leader may prune. With `keep = 1` nothing is left to fall back to when
-    /// the newest one turns out damaged.
+    /// Keeps the newest `keep` committed checkpoints (at least one) and pinned ones, and removes older ones and garbage.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; what was removed until then stays removed, and pruning again goes on.
+    /// As [`RunStore::plan_prune`] and [`RunStore::carry_out`].
     pub async fn prune(&self, keep: usize) -> Result<PruneReport, StoreError> {
-        let mut report = PruneReport::default();
-        let keys = self.checkpoint_keys().await?;
-        let committed: Vec<u64> = keys
+        let plan = self.plan_prune(&Retention::last(keep)).await?;
+        self.carry_out(&plan).await
+    }
+
+    /// Says what [`RunStore::carry_out`] would remove; changes nothing.
+    ///
+    /// Checkpoints that are quarantined, or whose manifest cannot be used, count as damaged. Garbage are objects below the
+    /// newest committed step that no manifest names. A step of which something was written after the newest manifest may be on
+    /// its way still and is left alone, and so is whatever lies above.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; [`StoreError::NewerVersion`] if a newer program has written here: it knows what is needed.
+    pub async fn plan_prune(&self, retention: &Retention) -> Result<PrunePlan, StoreError> {
+        let mut plan = PrunePlan::default();
+        let steps = self.listed_steps().await?;
+        let committed: Vec<u64> = steps
             .iter()
-            .filter(|(step, keys)| keys.contains(&manifest_key(**step)))
+            .filter(|(_, listed)| listed.manifest().is_some())
             .map(|(step, _)| *step)
             .collect();
         let Some(&newest) = committed.last() else {
-            return Ok(report);
+            plan.live.extend(steps.keys());
+            return Ok(plan);
         };
-        let kept: BTreeSet<u64> = committed.iter().rev().take(keep.max(1)).copied().collect();
-        for (&step, keys) in keys.range(..newest) {
-            if kept.contains(&step) {
-                if self.remove_unnamed(step, keys).await? {
-                    report.garbage.push(step);
-                }
+        let newest_written = steps[&newest].manifest().map(|file| file.modified);
+        plan.newest_written = newest_written;
+        let manifests = self.readable_manifests(&committed).await?;
+        let pinned = self.pinned_steps().await?;
+        let quarantined = self.quarantined_steps().await?;
+        let infos: Vec<RetentionInfo> = committed
+            .iter()
+            .map(|step| RetentionInfo {
+                step: *step,
+                evaluation_loss: manifests.get(step).and_then(|m| m.evaluation_loss()),
+                pinned: pinned.contains(step),
+                damaged: quarantined.contains(step) || !manifests.contains_key(step),
+            })
+            .collect();
+        plan.keep = retention.kept(&infos);
+        let named: BTreeSet<&str> = manifests
+            .iter()
+            .filter(|(step, _)| plan.keep.contains_key(step))
+            .flat_map(|(_, manifest)| &manifest.objects)
+            .map(|object| object.key.as_str())
+            .collect();
+        for (&step, listed) in &steps {
+            let is_committed = listed.manifest().is_some();
+            let unnamed = |file: &&ListedFile| !named.contains(file.key.as_str());
+            if is_committed && !plan.keep.contains_key(&step) {
+                let removal = Removal::of(step, listed.files.iter().filter(unnamed));
+                plan.remove.insert(step, removal);
                 continue;
             }
-            self.remove_step(step, keys).await?;
-            let list = if committed.contains(&step) {
-                &mut report.removed
+            if is_committed && !manifests.contains_key(&step) {
+                // Without a readable manifest nothing can be told apart.
+                continue;
+            }
+            let manifest = manifest_key(step);
+            let left_over = |file: &&ListedFile| unnamed(file) && file.key != manifest;
+            let removal = Removal::of(step, listed.files.iter().filter(left_over));
+            if removal.keys.is_empty() {
+                continue;
+            }
+            if step > newest || is_live(listed, is_committed, newest_written) {
+                plan.live.insert(step);
             } else {
-                &mut report.garbage
-            };
-            list.push(step);
+                plan.garbage.insert(step, removal);
+            }
         }
-        self.remove_staging(newest, &keys, &mut report).await;
+        Ok(plan)
+    }
+
+    /// Removes what a plan says. Only the leader may do that, or somebody when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; what was removed until then stays removed, and pruning again goes on.
+    pub async fn carry_out(&self, plan: &PrunePlan) -> Result<PruneReport, StoreError> {
+        for (step, removal) in plan.remove.iter().chain(&plan.garbage) {
+            for key in &removal.keys {
+                self.delete(key).await?;
+            }
+            if plan.remove.contains_key(step) {
+                // They are about a checkpoint that is no more.
+                self.unpin(*step).await?;
+                self.lift_checkpoint(*step).await?;
+            }
+        }
+        for step in plan.garbage.keys() {
+            // Somebody may have committed the step while its objects went: what names them would be no checkpoint.
+            if !plan.keep.contains_key(step) && self.get(&manifest_key(*step)).await?.is_some() {
+                self.delete(&manifest_key(*step)).await?;
+            }
+        }
+        let mut report = PruneReport {
+            removed: plan.remove.keys().copied().collect(),
+            garbage: plan.garbage.keys().copied().collect(),
+        };
+        if let Some(newest) = plan.keep.keys().next_back() {
+            self.remove_staging(*newest, plan.newest_written, &mut report)
+                .await;
+        }
         Ok(report)
     }
 
@@ -60,67 +189,72 @@ impl RunStore {
     /// # Errors
     /// [`StoreError::Io`]; discarding again goes on.
     pub async fn discard(&self, step: u64) -> Result<(), StoreError> {
-        let keys = self
-            .checkpoint_keys()
-            .await?
-            .remove(&step)
-            .unwrap_or_default();
-        self.remove_step(step, &keys).await
-    }
-
-    async fn remove_step(&self, step: u64, keys: &[String]) -> Result<(), StoreError> {
-        let manifest = manifest_key(step);
-        if keys.contains(&manifest) {
-            self.delete(&manifest).await?;
+        let listed = self.listed_steps().await?.remove(&step).unwrap_or_default();
+        for key in Removal::of(step, listed.files.iter()).keys {
+            self.delete(&key).await?;
         }
-        for key in keys.iter().filter(|key| **key != manifest) {
-            self.delete(key).await?;
-        }
-        self.remove_folder(step).await;
+        self.remove_folder(step, None).await;
         Ok(())
     }
 
-    /// Removes what an interrupted attempt left beside a committed checkpoint.
-    async fn remove_unnamed(&self, step: u64, keys: &[String]) -> Result<bool, StoreError> {
-        let manifest = match self.load_manifest(step).await {
-            Ok(manifest) => manifest,
-            // Without a readable manifest nothing can be told apart; a damaged checkpoint is kept for inspection.
-            Err(StoreError::Damaged(_)) => return Ok(false),
-            Err(error) => return Err(error),
+    /// The manifests of `steps`, without those that are damaged.
+    async fn readable_manifests(
+        &self,
+        steps: &[u64],
+    ) -> Result<BTreeMap<u64, CheckpointManifest>, StoreError> {
+        let read = |step: u64| {
+            async move {
+                let mut manifest = self.load_manifest(step).await;
+                if matches!(manifest, Err(StoreError::Damaged(_))) {
+                    manifest = self.load_manifest(step).await;
+                }
+                match manifest {
+                    Ok(manifest) => Ok(Some((step, manifest))),
+                    Err(StoreError::NoCheckpoint { .. } | StoreError::ForeignCheckpoint { .. }) => {
+                        Ok(None)
+                    }
+                    Err(StoreError::Damaged(_)) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+            .boxed()
         };
-        let mut named: BTreeSet<&str> = manifest
-            .objects
-            .iter()
-            .map(|object| object.key.as_str())
-            .collect();
-        let manifest = manifest_key(step);
-        named.insert(&manifest);
-        let mut any = false;
-        for key in keys.iter().filter(|key| !named.contains(key.as_str())) {
-            self.delete(key).await?;
-            any = true;
-        }
-        Ok(any)
+        // Boxed and collected, so that the future of this method is `Send`.
+        let reads: Vec<_> = steps.iter().copied().map(read).collect();
+        futures::stream::iter(reads)
+            .buffer_unordered(MANIFESTS_IN_FLIGHT_MAX)
+            .try_filter_map(|read| std::future::ready(Ok(read)))
+            .try_collect()
+            .await
     }
 
-    async fn remove_folder(&self, step: u64) {
+    /// In a folder: removes the staging files of dead uploads, those that are not younger than `limit`, and then the folder, if nothing
+    /// is left in it.
+    async fn remove_folder(&self, step: u64, limit: Option<SystemTime>) {
         let Some(root) = &self.backend.folder else {
             return;
         };
         let path = root.join(folder(step));
-        match tokio::fs::remove_dir_all(&path).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.display(), %error, "a removed checkpoint's folder stays");
+        let Ok(mut files) = tokio::fs::read_dir(&path).await else {
+            return;
+        };
+        while let Ok(Some(file)) = files.next_entry().await {
+            let written = file.metadata().await.and_then(|file| file.modified());
+            let is_dead = limit.is_none() || written.is_ok_and(|written| Some(written) <= limit);
+            if is_dead && file.file_name().to_string_lossy().contains('#') {
+                // Only tidiness: what cannot be removed now is tried again next time.
+                let _ = tokio::fs::remove_file(file.path()).await;
             }
-            _ => {}
         }
+        // Fails if it still holds something, and is right to.
+        let _ = tokio::fs::remove_dir(&path).await;
     }
 
     /// In a folder, killed writers leave half-written staging files (`name#1`), which the store does not list.
     async fn remove_staging(
         &self,
         newest: u64,
-        keys: &BTreeMap<u64, Vec<String>>,
+        newest_written: Option<SystemTime>,
         report: &mut PruneReport,
     ) {
         let Some(root) = &self.backend.folder else {
@@ -136,21 +270,21 @@ impl RunStore {
                 .ok()
                 .filter(|step: &u64| step.to_string() == name && *step < newest);
             let Some(step) = step else { continue };
-            if !keys.contains_key(&step) {
-                self.remove_folder(step).await;
+            self.remove_folder(step, newest_written).await;
+            let is_gone = tokio::fs::metadata(entry.path()).await.is_err();
+            if is_gone && !report.removed.contains(&step) && !report.garbage.contains(&step) {
                 report.garbage.push(step);
-                continue;
-            }
-            let Ok(mut files) = tokio::fs::read_dir(entry.path()).await else {
-                continue;
-            };
-            while let Ok(Some(file)) = files.next_entry().await {
-                if file.file_name().to_string_lossy().contains('#') {
-                    // Only tidiness: what cannot be removed now is tried again next time.
-                    let _ = tokio::fs::remove_file(file.path()).await;
-                }
             }
         }
         report.garbage.sort_unstable();
     }
+}
+
+/// Whether something of a step may be on its way still.
+///
+/// What lies beside a manifest is left over: its step is committed. Otherwise the newest of it counts: it is older than the newest
+/// manifest if its writers are gone, or so late that a newer checkpoint has taken the place of theirs. Stores tell times in whole
+/// seconds, so what is as old as the manifest counts as dead; if it was not, its commit finds that objects are missing and is none.
+fn is_live(listed: &ListedStep, is_committed: bool, newest_written: Option<SystemTime>) -> bool {
+    !is_committed && listed.modified() > newest_written
 }

@@ -4,23 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, TryStreamExt};
-use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
 use crate::block::BlockState;
-use crate::digest::{Digest, from_le, optimizer_digest, param_digest};
+use crate::digest::{from_le, optimizer_digest, param_digest};
 use crate::error::{Damage, DamageReason, StoreError, io};
 use crate::manifest::{
-    BlockEntry, CheckpointDigest, CheckpointManifest, CheckpointObject, manifest_key, parse_key,
+    BlockEntry, CheckpointDigest, CheckpointManifest, CheckpointObject, manifest_key,
 };
 use crate::run_store::RunStore;
+use crate::sealed::Unreadable;
+use crate::verify::Depth;
 
 /// Bytes asked for at once while loading; bounds what is held beside the result.
 const BATCH_BYTES: u64 = 32 << 20;
-
-/// Objects verified in parallel.
-const VERIFY_IN_FLIGHT_MAX: usize = 4;
 
 /// What [`RunStore::latest_intact`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +39,11 @@ impl RunStore {
         let mut steps: BTreeSet<u64> = self.checkpoints().await?.into_iter().collect();
         let listed = steps.last().copied();
         steps.extend(hints);
+        let quarantined = self.quarantined_steps().await?;
         for step in steps.into_iter().rev() {
+            if quarantined.contains(&step) {
+                continue;
+            }
             if Some(step) == listed || self.get(&manifest_key(step)).await?.is_some() {
                 return Ok(Some(step));
             }
@@ -50,56 +51,57 @@ impl RunStore {
         Ok(None)
     }
 
-    /// The committed steps, ascending. Says nothing about damage.
+    /// The committed steps that are not quarantined, ascending. Says nothing about damage that nobody has found yet.
     ///
     /// # Errors
     /// [`StoreError::Io`].
     pub async fn checkpoints(&self) -> Result<Vec<u64>, StoreError> {
-        let steps = self
-            .checkpoint_keys()
-            .await?
+        let quarantined = self.quarantined_steps().await?;
+        let listed = self.listed_steps().await?;
+        Ok(listed
             .into_iter()
-            .filter(|(_, keys)| {
-                keys.iter()
-                    .any(|key| parse_key(key).is_some_and(|(_, file)| file == "MANIFEST.json"))
-            });
-        Ok(steps.map(|(step, _)| step).collect())
+            .filter(|(step, files)| files.manifest().is_some() && !quarantined.contains(step))
+            .map(|(step, _)| step)
+            .collect())
     }
 
-    /// Everything below `checkpoints/`, by step.
-    pub(crate) async fn checkpoint_keys(&self) -> Result<BTreeMap<u64, Vec<String>>, StoreError> {
-        let mut keys: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-        let mut objects = self.small().list(Some(&Path::from("checkpoints")));
-        while let Some(meta) = objects
-            .try_next()
-            .await
-            .map_err(io("list", "checkpoints"))?
-        {
-            let key = meta.location.to_string();
-            if let Some((step, _)) = parse_key(&key) {
-                keys.entry(step).or_default().push(key);
-            }
+    /// Makes sure that no newer program has written the newest checkpoint; call it once at start. Says nothing about damage.
+    ///
+    /// # Errors
+    /// [`StoreError::NewerVersion`], [`StoreError::Io`].
+    pub async fn check_versions(&self) -> Result<(), StoreError> {
+        let Some(newest) = self.checkpoints().await?.pop() else {
+            return Ok(());
+        };
+        match self.load_manifest(newest).await {
+            Err(error @ (StoreError::NewerVersion { .. } | StoreError::Io { .. })) => Err(error),
+            _ => Ok(()),
         }
-        // If the folder went away meanwhile, the list is not whole.
-        self.demand_folder("list")?;
-        Ok(keys)
     }
 
     /// The manifest of a committed step.
     ///
     /// # Errors
     /// [`StoreError::NoCheckpoint`]; [`StoreError::Damaged`] if it cannot be used; [`StoreError::ForeignCheckpoint`] if it
-    /// is another run's; [`StoreError::NoRun`].
+    /// is another run's; [`StoreError::NewerVersion`]; [`StoreError::NoRun`].
     pub async fn load_manifest(&self, step: u64) -> Result<CheckpointManifest, StoreError> {
         let key = manifest_key(step);
         let bytes = self
             .get(&key)
             .await?
             .ok_or(StoreError::NoCheckpoint { step })?;
-        let manifest = CheckpointManifest::decode(step, &bytes).map_err(|reason| Damage {
-            step,
-            object: key,
-            reason: DamageReason::Manifest(reason),
+        let manifest = CheckpointManifest::decode(step, &bytes).map_err(|error| match error {
+            Unreadable::Newer { version, known } => StoreError::NewerVersion {
+                key,
+                version,
+                known,
+            },
+            Unreadable::Damaged(reason) => Damage {
+                step,
+                object: key,
+                reason: DamageReason::Manifest(reason),
+            }
+            .into(),
         })?;
         self.check_origin(&manifest).await?;
         Ok(manifest)
@@ -124,7 +126,15 @@ impl RunStore {
         blocks: &[u32],
     ) -> Result<Vec<BlockState>, StoreError> {
         let manifest = self.load_manifest(step).await?;
-        let num_blocks = manifest.num_blocks;
+        self.load_from(&manifest, blocks).await
+    }
+
+    pub(crate) async fn load_from(
+        &self,
+        manifest: &CheckpointManifest,
+        blocks: &[u32],
+    ) -> Result<Vec<BlockState>, StoreError> {
+        let (step, num_blocks) = (manifest.step, manifest.num_blocks);
         if let Some(&block) = blocks.iter().find(|block| **block >= num_blocks) {
             return Err(StoreError::UnknownBlock {
                 step,
@@ -212,75 +222,6 @@ impl RunStore {
         Ok(states)
     }
 
-    /// Reads a whole checkpoint and lists what is damaged; empty if it is intact.
-    ///
-    /// # Errors
-    /// [`StoreError::NoCheckpoint`], [`StoreError::Io`]: a store that does not answer is not taken for damage.
-    pub async fn verify(&self, step: u64) -> Result<Vec<Damage>, StoreError> {
-        match self.load_manifest(step).await {
-            Ok(manifest) => self.verify_objects(&manifest).await,
-            Err(StoreError::Damaged(damage)) => Ok(vec![*damage]),
-            Err(error) => Err(error),
-        }
-    }
-
-    pub(crate) async fn verify_objects(
-        &self,
-        manifest: &CheckpointManifest,
-    ) -> Result<Vec<Damage>, StoreError> {
-        // Boxed and collected, so that the future of this method is `Send` for every lifetime of the manifest.
-        let checks: Vec<_> = manifest
-            .objects
-            .iter()
-            .map(|object| self.verify_object(object).boxed())
-            .collect();
-        let reasons: Vec<Option<DamageReason>> = futures::stream::iter(checks)
-            .buffered(VERIFY_IN_FLIGHT_MAX)
-            .try_collect()
-            .await?;
-        let damage = |(object, reason): (&CheckpointObject, Option<DamageReason>)| {
-            Some(Damage {
-                step: manifest.step,
-                object: object.key.clone(),
-                reason: reason?,
-            })
-        };
-        Ok(manifest
-            .objects
-            .iter()
-            .zip(reasons)
-            .filter_map(damage)
-            .collect())
-    }
-
-    async fn verify_object(
-        &self,
-        object: &CheckpointObject,
-    ) -> Result<Option<DamageReason>, StoreError> {
-        let read = match self.bulk().get(&Path::from(object.key.as_str())).await {
-            Ok(read) => read,
-            Err(object_store::Error::NotFound { .. }) => {
-                self.demand_folder("read")?;
-                return Ok(Some(DamageReason::Missing));
-            }
-            Err(error) => return Err(io("read", &object.key)(error)),
-        };
-        if read.meta.size != object.bytes {
-            return Ok(Some(DamageReason::Size {
-                expected: object.bytes,
-                found: read.meta.size,
-            }));
-        }
-        let mut hasher = blake3::Hasher::new();
-        let mut stream = read.into_stream();
-        while let Some(chunk) = stream.try_next().await.map_err(io("read", &object.key))? {
-            hasher.update(&chunk);
-        }
-        let found = Digest::from(hasher.finalize());
-        let expected = object.blake3;
-        Ok((found != expected).then_some(DamageReason::Digest { expected, found }))
-    }
-
     /// The newest committed checkpoint whose objects all exist and verify, and what is damaged in newer ones.
     ///
     /// A list may be old, even where single objects are never: so the steps of `hints` (those that may be committed, as far as the
@@ -293,8 +234,15 @@ impl RunStore {
         self.ping().await?;
         let mut steps: BTreeSet<u64> = self.checkpoints().await?.into_iter().collect();
         steps.extend(hints);
+        let quarantined = self.quarantined_steps().await?;
+        // What is quarantined is told as well.
+        steps.extend(&quarantined);
         let mut damaged = Vec::new();
         for step in steps.into_iter().rev() {
+            if quarantined.contains(&step) {
+                damaged.extend(self.quarantined_damage(step).await?);
+                continue;
+            }
             let manifest = match self.load_manifest(step).await {
                 Err(StoreError::Damaged(_)) => self.load_manifest(step).await,
                 other => other,
@@ -308,9 +256,9 @@ impl RunStore {
                 }
                 Err(error) => return Err(error),
             };
-            let mut found = self.verify_objects(&manifest).await?;
+            let mut found = self.verify_objects(&manifest, Depth::Objects).await?;
             if !found.is_empty() {
-                found = self.verify_objects(&manifest).await?;
+                found = self.verify_objects(&manifest, Depth::Objects).await?;
             }
             if found.is_empty() {
                 return Ok(LatestIntact {

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::backend::{self, Backend};
 use crate::error::{StoreError, io, one_line};
 use crate::identity::RunIdentity;
-use crate::sealed;
+use crate::sealed::{self, Unreadable};
 
 const RUN_TOML: &str = "run.toml";
 const RUN_MANIFEST: &str = "manifest.json";
@@ -269,9 +269,16 @@ impl RunStore {
         let Some(bytes) = self.get(key).await? else {
             return Ok(None);
         };
-        let document = sealed::unseal(&bytes).map_err(|reason| StoreError::Document {
-            key: key.to_owned(),
-            reason,
+        let document = sealed::unseal(&bytes).map_err(|error| match error {
+            Unreadable::Newer { version, known } => StoreError::NewerVersion {
+                key: key.to_owned(),
+                version,
+                known,
+            },
+            Unreadable::Damaged(reason) => StoreError::Document {
+                key: key.to_owned(),
+                reason,
+            },
         })?;
         Ok(Some(document))
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use object_store::path::Path;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, UploadPart};
 use tokio::runtime::Handle;
 
 use crate::block::ObjectImage;
@@ -37,32 +37,82 @@ pub(crate) async fn upload(
         let bytes = cursor.next_chunk(PART_BYTES as usize).unwrap_or_default();
         return store.put(key, bytes.into()).await.map(drop);
     }
-    let part_bytes = part_bytes(image.len()) as usize;
-    let mut guard = AbortOnDrop {
-        upload: Some(store.put_multipart(key).await?),
-        key: key.clone(),
-    };
-    let Some(upload) = &mut guard.upload else {
-        return Ok(());
-    };
-    let mut parts = FuturesUnordered::new();
-    let sent: object_store::Result<()> = async {
-        while let Some(part) = cursor.next_chunk(part_bytes) {
-            if parts.len() >= PARTS_IN_FLIGHT_MAX {
-                parts.next().await.transpose()?;
-            }
-            parts.push(upload.put_part(part.into()));
+    let mut upload = PartUpload::begin(store, key, image.len(), PARTS_IN_FLIGHT_MAX).await?;
+    while let Some(part) = cursor.next_chunk(upload.part_bytes) {
+        upload.push(part).await?;
+    }
+    upload.complete().await
+}
+
+/// A multipart upload. Dropped before it is complete, it leaves no object; its parts are removed in the background.
+pub(crate) struct PartUpload {
+    // First, since parts that are still on their way would be stored after the abort.
+    parts: FuturesUnordered<UploadPart>,
+    guard: AbortOnDrop,
+    pending: Vec<u8>,
+    part_bytes: usize,
+    in_flight_max: usize,
+}
+
+impl PartUpload {
+    /// Begins an upload of `bytes` bytes, of which it holds `in_flight_max` parts and one more in memory.
+    pub(crate) async fn begin(
+        store: &Arc<dyn ObjectStore>,
+        key: &Path,
+        bytes: u64,
+        in_flight_max: usize,
+    ) -> object_store::Result<Self> {
+        let upload = store.put_multipart(key).await?;
+        Ok(Self {
+            parts: FuturesUnordered::new(),
+            guard: AbortOnDrop {
+                upload: Some(upload),
+                key: key.clone(),
+            },
+            pending: Vec::new(),
+            part_bytes: part_bytes(bytes) as usize,
+            in_flight_max,
+        })
+    }
+
+    /// Takes the next bytes, and waits if too many are on their way.
+    pub(crate) async fn push(&mut self, bytes: Vec<u8>) -> object_store::Result<()> {
+        if self.pending.is_empty() {
+            self.pending = bytes;
+        } else {
+            self.pending.extend_from_slice(&bytes);
         }
-        while parts.next().await.transpose()?.is_some() {}
-        upload.complete().await.map(drop)
+        while self.pending.len() >= self.part_bytes {
+            let rest = self.pending.split_off(self.part_bytes);
+            let part = std::mem::replace(&mut self.pending, rest);
+            self.send(part).await?;
+        }
+        Ok(())
     }
-    .await;
-    // Parts that are still on their way would be stored after the abort.
-    drop(parts);
-    if sent.is_ok() {
-        guard.upload = None;
+
+    async fn send(&mut self, part: Vec<u8>) -> object_store::Result<()> {
+        if self.parts.len() >= self.in_flight_max {
+            self.parts.next().await.transpose()?;
+        }
+        if let Some(upload) = &mut self.guard.upload {
+            self.parts.push(upload.put_part(part.into()));
+        }
+        Ok(())
     }
-    sent
+
+    /// Waits for all parts and makes the object appear.
+    pub(crate) async fn complete(mut self) -> object_store::Result<()> {
+        let rest = std::mem::take(&mut self.pending);
+        if !rest.is_empty() {
+            self.send(rest).await?;
+        }
+        while self.parts.next().await.transpose()?.is_some() {}
+        if let Some(upload) = &mut self.guard.upload {
+            upload.complete().await?;
+        }
+        self.guard.upload = None;
+        Ok(())
+    }
 }
 
 /// Removes the parts of an upload that failed or was given up.

@@ -31,6 +31,10 @@ async fn bucket() {
     a_prefix_is_kept(&moto).await;
     a_server_without_create_if_absent_is_refused(&moto).await;
     refusals_are_quick(&moto).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = Fixture::file(dir.path());
+    suite::between(&file, &fixture, "up").await;
+    suite::between(&fixture, &file, "down").await;
 }
 
 async fn a_prefix_is_kept(moto: &Moto) {

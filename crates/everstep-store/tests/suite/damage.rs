@@ -1,8 +1,13 @@
 //! Damage is found, and what is left over goes away.
 
-use everstep_store::{DamageReason, ErrorKind, StoreError};
+use std::collections::BTreeMap;
 
-use crate::support::{Fixture, blocks, checkpoint};
+use everstep_store::{
+    CheckpointManifest, Commit, DamageReason, EVALUATION_LOSS, ErrorKind, KeepReason, Retention,
+    StoreError,
+};
+
+use crate::support::{Fixture, blocks, checkpoint, identity};
 
 pub(super) async fn damage_is_found_and_the_checkpoint_before_is_used(fixture: &Fixture) {
     let store = fixture.run("damage").await;
@@ -97,7 +102,7 @@ pub(super) async fn a_damaged_step_can_be_committed_again(fixture: &Fixture) {
 
 pub(super) async fn pruning_keeps_the_newest(fixture: &Fixture) {
     let store = fixture.run("prune").await;
-    for step in [10, 20, 30, 40] {
+    for step in [10, 20, 30] {
         checkpoint(&store, step).await;
     }
     // Left behind by writers that died: below, beside and above committed ones.
@@ -107,6 +112,11 @@ pub(super) async fn pruning_keeps_the_newest(fixture: &Fixture) {
             .await
             .unwrap();
     }
+    checkpoint(&store, 40).await;
+    let plan = store.plan_prune(&Retention::last(2)).await.unwrap();
+    assert_eq!(plan.remove.keys().copied().collect::<Vec<_>>(), [10, 20]);
+    assert_eq!(plan.live, [45].into());
+    assert_eq!(store.checkpoints().await.unwrap(), [10, 20, 30, 40]);
     let report = store.prune(2).await.unwrap();
     assert_eq!(
         (report.removed, report.garbage),
@@ -123,4 +133,140 @@ pub(super) async fn pruning_keeps_the_newest(fixture: &Fixture) {
     assert_eq!(store.prune(0).await.unwrap().removed, [30]);
     assert_eq!(store.prune(1).await.unwrap(), Default::default());
     assert_eq!(store.checkpoints().await.unwrap(), [40]);
+}
+
+pub(super) async fn a_quarantined_checkpoint_is_read_by_nobody(fixture: &Fixture) {
+    let store = fixture.run("marked").await;
+    let manifests = [
+        checkpoint(&store, 10).await,
+        checkpoint(&store, 20).await,
+        checkpoint(&store, 30).await,
+    ];
+    let key = manifests[2].objects[0].key.clone();
+    fixture
+        .tamper("marked", &key, |bytes| bytes[1000] ^= 1)
+        .await;
+    let report = store.scrub(30, 1 << 30).await.unwrap();
+    // The damaged object is read twice.
+    assert_eq!(
+        report.bytes,
+        manifests[2].bytes() + manifests[2].objects[0].bytes
+    );
+    assert_eq!(report.damage.len(), 1);
+    assert_eq!(report.damage[0].object, key);
+    assert!(
+        matches!(&report.damage[0].reason, DamageReason::Digest { blocks, .. } if blocks.len() == 1),
+        "{report:?}"
+    );
+    assert_eq!(store.scrub(20, 1 << 30).await.unwrap().damage, []);
+    store
+        .quarantine_checkpoint(30, &report.damage, "2026-01-01T00:00:00Z")
+        .await
+        .unwrap();
+
+    assert_eq!(store.checkpoints().await.unwrap(), [10, 20]);
+    assert_eq!(store.latest_committed(&[30]).await.unwrap(), Some(20));
+    let found = store.latest_intact(&[30]).await.unwrap();
+    assert_eq!(found.checkpoint.as_ref(), Some(&manifests[1]));
+    assert_eq!(found.damaged.len(), 1);
+    assert_eq!(found.damaged[0].object, key);
+    let listed = store.list_checkpoints().await.unwrap();
+    let marks: Vec<(u64, bool)> = listed.iter().map(|i| (i.step, i.quarantined)).collect();
+    assert_eq!(marks, [(10, false), (20, false), (30, true)]);
+    assert!(listed[2].damage[0].to_string().contains("2026-01-01"));
+
+    // A damaged record still says that there was one.
+    fixture
+        .tamper("marked", "damaged/30.json", |bytes| bytes.truncate(5))
+        .await;
+    assert_eq!(store.checkpoints().await.unwrap(), [10, 20]);
+    assert_eq!(store.latest_intact(&[]).await.unwrap().damaged.len(), 1);
+
+    // It does not count when checkpoints are kept, and is no reason to remove the last good one.
+    let plan = store.plan_prune(&Retention::last(1)).await.unwrap();
+    let kept: Vec<u64> = plan.keep.keys().copied().collect();
+    assert_eq!(kept, [20, 30]);
+    assert!(plan.keep[&30].contains(&KeepReason::Evidence));
+
+    // Committing the step again makes it good.
+    assert_eq!(checkpoint(&store, 30).await, manifests[2]);
+    assert_eq!(store.verify(30).await.unwrap(), []);
+    assert_eq!(store.checkpoints().await.unwrap(), [10, 20, 30]);
+    assert_eq!(store.quarantined_steps().await.unwrap(), [].into());
+}
+
+pub(super) async fn retention_keeps_pinned_and_best_ones(fixture: &Fixture) {
+    let store = fixture.run("retention").await;
+    for (step, loss) in [(10, "2.5"), (20, "1.5"), (30, "1.75"), (40, "nan")] {
+        let object = store
+            .put_blocks(step, "w", &blocks(step, 0..2, 10))
+            .await
+            .unwrap();
+        let metadata = BTreeMap::from([(EVALUATION_LOSS.to_owned(), loss.to_owned())]);
+        let manifest =
+            CheckpointManifest::new(step, &identity("retention"), 2, vec![object], metadata)
+                .unwrap();
+        assert_eq!(store.commit(&manifest).await.unwrap(), Commit::Created);
+    }
+    assert!(matches!(
+        store.pin(15).await,
+        Err(StoreError::NoCheckpoint { step: 15 })
+    ));
+    store.pin(10).await.unwrap();
+    store.pin(10).await.unwrap();
+    let retention = Retention {
+        last: 1,
+        every_steps: None,
+        best: 1,
+    };
+    let plan = store.plan_prune(&retention).await.unwrap();
+    let report = store.carry_out(&plan).await.unwrap();
+    assert_eq!(report.removed, [30]);
+    assert_eq!(store.checkpoints().await.unwrap(), [10, 20, 40]);
+    let listed = store.list_checkpoints().await.unwrap();
+    assert!(listed[0].pinned && !listed[1].pinned);
+    assert_eq!(listed[1].evaluation_loss, Some(1.5));
+    assert_eq!(listed[2].evaluation_loss, None);
+    store.unpin(10).await.unwrap();
+    assert_eq!(store.prune(1).await.unwrap().removed, [10, 20]);
+}
+
+/// A checkpoint whose manifest is of a newer version than this program's: nobody may take it for damaged, and nobody may change a thing.
+pub(super) async fn a_newer_version_stops_everybody(fixture: &Fixture) {
+    let store = fixture.run("newer").await;
+    checkpoint(&store, 10).await;
+    let newest = checkpoint(&store, 20).await;
+    let key = "checkpoints/20/MANIFEST.json";
+    fixture
+        .tamper("newer", key, |bytes| {
+            let text = String::from_utf8(bytes.clone()).unwrap();
+            let (_, body) = text.split_once("\"body\"").unwrap();
+            *bytes = format!(
+                "{{\n  \"version\": 9,\n  \"blake3\": \"{}\",\n  \"body\"{body}",
+                "0".repeat(64)
+            )
+            .into_bytes();
+        })
+        .await;
+    let before = fixture.keys("newer").await;
+    let errors = [
+        store.latest_intact(&[]).await.unwrap_err(),
+        store.load_manifest(20).await.unwrap_err(),
+        store.verify(20).await.unwrap_err(),
+        store.prune(1).await.unwrap_err(),
+        store.commit(&newest).await.unwrap_err(),
+        store.list_checkpoints().await.unwrap_err(),
+        store.check_versions().await.unwrap_err(),
+    ];
+    for error in errors {
+        let text = error.to_string();
+        assert!(
+            text.starts_with(&format!(
+                "`{key}` has version 9, this program reads up to version"
+            )) && !text.contains('\n'),
+            "{text}"
+        );
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+    }
+    assert_eq!(fixture.keys("newer").await, before);
 }

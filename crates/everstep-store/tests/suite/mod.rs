@@ -1,5 +1,7 @@
 //! What every store must do.
 
+mod copying;
+mod corruption;
 mod damage;
 mod writing;
 
@@ -7,6 +9,8 @@ use everstep_store::{Digest, ErrorKind, PutRun, Quarantine, RunStore, StoreError
 use futures::future::join_all;
 
 use super::support::{Fixture, identity};
+
+pub(crate) use copying::between;
 
 /// Every case, each in a run of its own.
 pub(crate) async fn all(fixture: &Fixture) {
@@ -22,6 +26,10 @@ pub(crate) async fn all(fixture: &Fixture) {
     damage::damage_is_found_and_the_checkpoint_before_is_used(fixture).await;
     damage::a_damaged_step_can_be_committed_again(fixture).await;
     damage::pruning_keeps_the_newest(fixture).await;
+    damage::a_quarantined_checkpoint_is_read_by_nobody(fixture).await;
+    damage::retention_keeps_pinned_and_best_ones(fixture).await;
+    damage::a_newer_version_stops_everybody(fixture).await;
+    copying::differences_are_found(fixture).await;
     an_epoch_has_one_leader(fixture).await;
     quarantines_last_until_they_are_lifted(fixture).await;
 }
