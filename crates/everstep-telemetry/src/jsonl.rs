@@ -59,6 +59,8 @@ pub(crate) struct Tail<T> {
     pub(crate) last: Option<T>,
     /// The offset behind that line; 0 if there is none.
     pub(crate) end: u64,
+    /// How long the file was when it was looked at; others may be writing.
+    pub(crate) file_bytes: u64,
     /// The first whole line, from the end, that `accept` refused.
     pub(crate) refused: Option<Vec<u8>>,
 }
@@ -87,6 +89,7 @@ pub(crate) fn tail<T>(mut file: &File, accept: impl Fn(&[u8]) -> Option<T>) -> i
                 return Ok(Tail {
                     last: Some(last),
                     end: start + newline as u64 + 1,
+                    file_bytes,
                     refused,
                 });
             }
@@ -99,6 +102,7 @@ pub(crate) fn tail<T>(mut file: &File, accept: impl Fn(&[u8]) -> Option<T>) -> i
             return Ok(Tail {
                 last: None,
                 end: 0,
+                file_bytes,
                 refused,
             });
         }

@@ -59,17 +59,19 @@ pub struct MetricsLog {
     file: File,
     path: PathBuf,
     last_step: Option<u64>,
-    /// Where the file ends, as far as this writer knows.
+    /// Where the last step ends, as far as this writer knows.
     end: u64,
+    /// How long the file was when that was found out: more than `end` if a crash left something torn.
+    file_bytes: u64,
 }
 
 impl MetricsLog {
-    /// Opens or creates the file and its folder, finds the last step from the file's end, and cuts off what a crash
-    /// left torn.
+    /// Opens or creates the file and its folder, and finds the last step from the file's end. Others may be writing: only who appends cuts
+    /// off what a crash left torn.
     ///
     /// # Errors
     /// [`TelemetryError::Io`] if the file cannot be opened, read or written; [`TelemetryError::Damaged`] if it has
-    /// lines and none of them is a step, since it is then somebody else's file: nothing is cut.
+    /// lines and none of them is a step, since it is then somebody else's file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TelemetryError> {
         let path = path.as_ref();
         if let Some(folder) = path.parent() {
@@ -87,16 +89,17 @@ impl MetricsLog {
             path: path.to_path_buf(),
             last_step: None,
             end: 0,
+            file_bytes: 0,
         };
         log.find_end()?;
         Ok(log)
     }
 
-    /// Takes `last_step` and `end` from the file, and cuts off what stands behind the last step.
+    /// Takes `last_step` and `end` from the file.
     fn find_end(&mut self) -> Result<(), TelemetryError> {
-        let Tail { last, end, refused } =
+        let tail =
             jsonl::tail(&self.file, step_of).map_err(TelemetryError::io("read", &self.path))?;
-        if let (None, Some(line)) = (last, &refused) {
+        if let (None, Some(line)) = (tail.last, &tail.refused) {
             let reason = match serde_json::from_slice::<StepMetrics>(line) {
                 Ok(_) => "unreadable".to_owned(),
                 Err(error) => error.to_string(),
@@ -108,18 +111,27 @@ impl MetricsLog {
                 reason,
             });
         }
-        let file_bytes = self
-            .file
-            .metadata()
-            .map_err(TelemetryError::io("read", &self.path))?
-            .len();
-        if file_bytes > end {
-            self.file
-                .set_len(end)
-                .map_err(TelemetryError::io("cut the torn tail of", &self.path))?;
+        self.last_step = tail.last;
+        self.end = tail.end;
+        self.file_bytes = tail.file_bytes;
+        Ok(())
+    }
+
+    fn len(&self) -> Result<u64, TelemetryError> {
+        let metadata = self.file.metadata();
+        let metadata = metadata.map_err(TelemetryError::io("read", &self.path))?;
+        Ok(metadata.len())
+    }
+
+    /// Cuts off what stands behind the last step, if nobody has written since that was looked for.
+    fn cut_torn_tail(&mut self) -> Result<(), TelemetryError> {
+        if self.file_bytes == self.end || self.len()? != self.file_bytes {
+            return Ok(());
         }
-        self.last_step = last;
-        self.end = end;
+        self.file
+            .set_len(self.end)
+            .map_err(TelemetryError::io("cut the torn tail of", &self.path))?;
+        self.file_bytes = self.end;
         Ok(())
     }
 
@@ -140,12 +152,7 @@ impl MetricsLog {
     /// # Errors
     /// [`TelemetryError::Io`] if the file cannot be read.
     pub fn refresh(&mut self) -> Result<(), TelemetryError> {
-        let file_bytes = self
-            .file
-            .metadata()
-            .map_err(TelemetryError::io("read", &self.path))?
-            .len();
-        if file_bytes == self.end {
+        if self.len()? == self.file_bytes {
             return Ok(());
         }
         self.find_end()
@@ -166,12 +173,14 @@ impl MetricsLog {
             metrics.time = jsonl::timestamp(SystemTime::now());
         }
         let line = jsonl::line(&metrics).map_err(TelemetryError::io("append to", &self.path))?;
+        self.cut_torn_tail()?;
         if let Err(error) = jsonl::write_line(&self.file, &line) {
-            // If this fails too, the next `open` cuts the tail.
+            // If this fails too, the next `append` cuts the tail.
             let _ = self.file.set_len(self.end);
             return Err(TelemetryError::io("append to", &self.path)(error));
         }
         self.end += line.len() as u64;
+        self.file_bytes = self.end;
         self.last_step = Some(metrics.step);
         Ok(true)
     }
@@ -308,12 +317,9 @@ mod tests {
                     kept.checked_sub(1).map(|step| step as u64),
                     "cut at {cut}"
                 );
-                assert_eq!(
-                    std::fs::read(&path).unwrap(),
-                    whole[..ends[kept]],
-                    "cut at {cut}"
-                );
                 log.append(&row(7)).unwrap();
+                let bytes = std::fs::read(&path).unwrap();
+                assert_eq!(bytes[..ends[kept]], whole[..ends[kept]], "cut at {cut}");
                 assert_eq!(MetricsLog::read(&path).unwrap().len(), kept + 1);
             }
         }
@@ -331,9 +337,38 @@ mod tests {
         // A torn tail that is longer than the first look at the file's end.
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(&vec![0; 100_000]).unwrap();
-        let log = MetricsLog::open(&path).unwrap();
+        let mut log = MetricsLog::open(&path).unwrap();
         assert_eq!(log.last_step(), Some(999));
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), end);
+        log.append(&row(1000)).unwrap();
+        let line = jsonl::line(&row(1000)).unwrap();
+        let bytes = std::fs::metadata(&path).unwrap().len();
+        assert_eq!(bytes, end + line.len() as u64);
+    }
+
+    /// An agent, or a standby, that starts while the leader writes once cut the line that was just written.
+    #[test]
+    fn who_opens_the_file_takes_no_line_from_who_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path).unwrap();
+        let is_written = std::sync::atomic::AtomicBool::new(false);
+        let opened = std::thread::scope(|scope| {
+            let opening = scope.spawn(|| {
+                let mut opened = 0;
+                while !is_written.load(std::sync::atomic::Ordering::Relaxed) {
+                    MetricsLog::open(&path).unwrap();
+                    opened += 1;
+                }
+                opened
+            });
+            for step in 0..20_000 {
+                assert!(log.append(&row(step)).unwrap());
+            }
+            is_written.store(true, std::sync::atomic::Ordering::Relaxed);
+            opening.join().unwrap()
+        });
+        assert!(opened > 0);
+        assert_eq!(MetricsLog::read(&path).unwrap().len(), 20_000);
     }
 
     #[test]
