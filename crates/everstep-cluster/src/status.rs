@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use everstep_store::Quarantine;
 use serde::{Deserialize, Serialize};
@@ -134,6 +135,14 @@ impl LeaderStatus {
     pub(crate) fn read(run_dir: &RunDir) -> Option<Self> {
         let bytes = fs::read(run_dir.status().join("leader.json")).ok()?;
         serde_json::from_slice(&bytes).ok()
+    }
+
+    /// How long ago it was written.
+    pub(crate) fn age(&self, run_dir: &RunDir) -> Duration {
+        let metadata = fs::metadata(run_dir.status().join("leader.json"));
+        let written = metadata.and_then(|metadata| metadata.modified()).ok();
+        let age = written.and_then(|written| written.elapsed().ok());
+        age.unwrap_or_default()
     }
 
     /// Replaces the leader's file.

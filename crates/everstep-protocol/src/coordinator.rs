@@ -202,11 +202,6 @@ pub enum Note {
         /// Who.
         member: Member,
     },
-    /// The leader goes on without a shard process that it has not heard of yet.
-    ShardAbsent {
-        /// Its index.
-        index: u32,
-    },
     /// A released member is gone, as it should be.
     MemberLeft {
         /// Who.

@@ -359,10 +359,7 @@ impl World<'_> {
                 }
             }
             Note::DrainHolds { .. } => self.count(Recovery::DrainHeld),
-            Note::ShardAbsent { .. }
-            | Note::MemberLeft { .. }
-            | Note::DrainStarted { .. }
-            | Note::DrainFinished { .. } => {}
+            Note::MemberLeft { .. } | Note::DrainStarted { .. } | Note::DrainFinished { .. } => {}
         }
     }
 

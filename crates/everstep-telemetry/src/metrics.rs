@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TelemetryError;
-use crate::jsonl::{self, Tail};
+use crate::jsonl;
 
 /// One committed step. Names and units are in [`names::metric`](crate::names::metric).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

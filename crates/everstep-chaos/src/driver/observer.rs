@@ -28,7 +28,12 @@ pub(crate) struct Observer {
     pub(crate) lives: Vec<Life>,
     /// The last leader that was elected, and its epoch.
     pub(crate) leader: Option<(String, u64)>,
+    /// When that was.
+    elected_at: f64,
 }
+
+/// A new leader has written its status within this time; one that nobody followed has left it to the old one again, in seconds.
+const SETTLED_SECONDS: f64 = 3.0;
 
 /// A process that is alive now.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,6 +56,7 @@ impl Observer {
             processes: Vec::new(),
             lives: Vec::new(),
             leader: None,
+            elected_at: 0.0,
         }
     }
 
@@ -89,6 +95,7 @@ impl Observer {
                 .map_or_else(|| self.now(), |at| self.seconds(at));
             if let Event::LeaderElected { process, epoch, .. } = &record.event {
                 self.leader = Some((process.clone(), *epoch));
+                self.elected_at = at;
             }
             self.events.push((at, record));
         }
@@ -179,14 +186,19 @@ impl Observer {
         }
     }
 
-    /// The leader that the status file names, if no election was seen.
+    /// Who leads: the last one that was elected, unless another writes the status since. That is so if it was cut off and nobody followed it.
     pub(crate) fn leader_name(&self) -> Option<String> {
-        if let Some((leader, _)) = &self.leader {
-            return Some(leader.clone());
-        }
-        let bytes = fs::read(self.run_dir.status().join("leader.json")).ok()?;
-        let status: LeaderStatus = serde_json::from_slice(&bytes).ok()?;
-        (!status.leader.is_empty()).then_some(status.leader)
+        let read = || -> Option<LeaderStatus> {
+            let bytes = fs::read(self.run_dir.status().join("leader.json")).ok()?;
+            serde_json::from_slice(&bytes).ok()
+        };
+        let status = read().filter(|status| !status.leader.is_empty());
+        let Some((elected, _)) = &self.leader else {
+            return status.map(|status| status.leader);
+        };
+        let is_settled = self.now() - self.elected_at > SETTLED_SECONDS;
+        let status = status.filter(|_| is_settled);
+        Some(status.map_or_else(|| elected.clone(), |status| status.leader))
     }
 }
 

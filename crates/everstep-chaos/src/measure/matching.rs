@@ -56,14 +56,24 @@ pub struct FaultReport {
 #[must_use]
 pub fn faults(observed: &Observed) -> Vec<FaultReport> {
     let mut claimed = BTreeSet::new();
-    let reports = observed
-        .faults
-        .iter()
-        .map(|record| report(record, observed, &mut claimed));
-    reports.collect()
+    let mut found = vec![Vec::new(); observed.faults.len()];
+    // Faults that may pass unseen are left what no other needs.
+    for must in [true, false] {
+        for (record, found) in observed.faults.iter().zip(&mut found) {
+            let noticing = Noticing::of(record, observed);
+            if record.happened && noticing.must == must {
+                *found = noticing.find(record, observed, &mut claimed);
+            }
+        }
+    }
+    let found = observed.faults.iter().zip(found);
+    found
+        .map(|(record, found)| report(record, &found, observed))
+        .collect()
 }
 
-fn report(record: &FaultRecord, observed: &Observed, claimed: &mut BTreeSet<usize>) -> FaultReport {
+/// `found`: the event that tells of each victim, or of all.
+fn report(record: &FaultRecord, found: &[Option<usize>], observed: &Observed) -> FaultReport {
     let mut report = FaultReport {
         record: record.clone(),
         detection_seconds: None,
@@ -77,7 +87,6 @@ fn report(record: &FaultRecord, observed: &Observed, claimed: &mut BTreeSet<usiz
         return report;
     }
     let noticing = Noticing::of(record, observed);
-    let found = noticing.find(record, observed, claimed);
     let first = found.iter().flatten().copied().min();
     let noticed_at = first.map_or(record.at, |index| observed.events[index].0);
     report.detection_seconds = first.map(|_| (noticed_at - record.at).max(0.0));
@@ -189,6 +198,8 @@ impl Noticing {
                 let must = length >= LONG_SECONDS && is_member && !flaps;
                 is(Sign::Victim, must, NOTICE_SECONDS_MAX)
             }
+            // An actor that its supervisor starts again at once may not be missed.
+            ("panic", _) => is(Sign::Victim, false, NOTICE_SECONDS_MAX),
             _ => is(Sign::Victim, false, f64::INFINITY),
         }
     }
@@ -398,6 +409,16 @@ mod tests {
         }
         let not_replaced = fault("kill", 10.1, vec![victim("w", 10.1, None)]);
         assert!(!faults(&observed(vec![not_replaced], vec![lost(10.3, "w")]))[0].recovered);
+    }
+
+    #[test]
+    fn what_may_pass_unseen_takes_no_event_from_what_must_be_noticed() {
+        let panic = fault("panic", 10.1, vec![victim("w", 10.1, None)]);
+        let kill = fault("kill", 11.1, vec![victim("w", 11.1, Some(11.5))]);
+        let reports = faults(&observed(vec![panic, kill], vec![lost(11.3, "w")]));
+        assert!(reports.iter().all(|report| report.recovered));
+        assert_eq!(reports[0].detection_seconds, None);
+        assert!(reports[1].detection_seconds.is_some());
     }
 
     #[test]

@@ -32,6 +32,8 @@ use crate::topology::{ActorAddress, ActorRole};
 
 /// Checkpoints that are looked for one by one, beside those that the store lists.
 const HINTS_MAX: usize = 8;
+/// A leader writes its status five times a second; one that has not for so long does not lead.
+const STATUS_AGE_MAX: Duration = Duration::from_secs(2);
 
 /// Leads the run, or stands by.
 pub(crate) struct CoordinatorActor;
@@ -452,6 +454,9 @@ impl CoordinatorState {
         }
         self.gone(process, incarnation);
         let lost = self.members_of(process, incarnation);
+        if lost.is_empty() {
+            self.lost_before_it_joined(process);
+        }
         self.silent = Some(silent);
         for member in lost {
             self.members.remove(&member);
@@ -603,10 +608,13 @@ impl CoordinatorState {
         self.context.whereabouts(address)
     }
 
-    /// It was away, and has not heard yet that another one leads.
+    /// It was away, and has not heard yet that another one leads. One that won a later epoch and died before anybody followed it does not count.
     fn is_outdated(&self) -> bool {
         let epoch = self.epoch.unwrap_or_default().0;
-        LeaderStatus::read(&self.context.run_dir).is_some_and(|known| known.epoch > epoch)
+        let known = LeaderStatus::read(&self.context.run_dir);
+        known.is_some_and(|known| {
+            known.epoch > epoch && known.age(&self.context.run_dir) < STATUS_AGE_MAX
+        })
     }
 
     fn write_status(&self) {

@@ -193,12 +193,6 @@ impl<N: Numerics> Coordinator<N> {
     }
 
     fn resume(&mut self, now_ms: u64, plan: Plan) {
-        for index in 0..self.config.num_shards {
-            let actor = (Role::Shard, index);
-            if !self.peers.contains_key(&actor) && !self.lost.contains_key(&actor) {
-                self.note(Note::ShardAbsent { index });
-            }
-        }
         self.lineage = plan.lineage;
         self.work.step = plan.step;
         if plan.lineage.repairs() > 0 || !self.quarantined.is_empty() {

@@ -227,7 +227,6 @@ fn line(effect: &Effect<Words>) -> Option<String> {
         Effect::Note(Note::MemberJoined { .. }) => return None,
         Effect::Note(note) => match note {
             Note::MemberLost { member } => format!("lost {member}"),
-            Note::ShardAbsent { index } => format!("without s-{index}"),
             Note::Expelled { member } => format!("expelled {member}"),
             Note::SlotsReassigned { slots, lost, .. } => format!("again {slots:?} {lost}"),
             Note::ShardPromoted { member, blocks } => format!("promoted {member} {blocks:?}"),
@@ -590,8 +589,7 @@ fn a_replica_that_lags_behind_the_workers_is_not_resumed_from_at_once() {
         bench.hello(shard(0), holding(&[(0, true), (0, true)]));
         bench.tick(from_ms - 1);
         assert_eq!(bench.coordinator.phase(), Phase::Gathering);
-        let said = bench.tick(from_ms + 50);
-        assert!(said.contains(&"without s-1".into()), "{said:?}");
+        bench.tick(from_ms + 50);
         assert_eq!(bench.coordinator.phase(), Phase::Training);
         assert_eq!(bench.coordinator.step(), Step(0));
     }

@@ -6,31 +6,39 @@ use everstep_protocol::coordinator::Note;
 use everstep_protocol::{Digest, Epoch, Member};
 
 use super::CoordinatorState;
-use crate::status::{ProcessState, ProcessStatus, read_processes};
 use crate::topology::{ActorAddress, ActorRole};
 
 impl CoordinatorState {
-    /// Tells of a shard process that has not answered, unless its agent says that it left.
-    fn absent(&self, index: u32, step: u64, epoch: u64) {
-        let role = ActorRole::Shard;
-        let (process, node) = self.context.whereabouts(ActorAddress { role, index });
-        let known = read_processes(&self.context.run_dir, &node);
-        let has_left = |known: &ProcessStatus| {
-            matches!(known.state, ProcessState::Drained | ProcessState::Exited)
+    /// Tells of a worker or shard process that is gone before this leader had heard of its members: it was lost together with the leader
+    /// before, say.
+    pub(super) fn lost_before_it_joined(&self, process: u32) {
+        let is_known = |member: &Member| {
+            let address = ActorAddress {
+                role: member.role.into(),
+                index: member.index,
+            };
+            self.context.router.process_of(address) == Some(process)
         };
-        if known
-            .iter()
-            .any(|known| known.name == process && has_left(known))
-        {
+        if !self.machine.is_leading() || self.is_outdated() || self.members.iter().any(is_known) {
             return;
         }
+        let topology = &self.context.run.topology;
+        let homed = topology.actors().filter(|(_, home)| *home == process);
+        let roles: Vec<String> = homed
+            .filter(|(actor, _)| matches!(actor.role, ActorRole::Worker | ActorRole::Shard))
+            .map(|(actor, _)| actor.role.name().to_owned())
+            .collect();
+        if roles.is_empty() {
+            return;
+        }
+        let (process, node) = self.context.name_and_node(process);
         self.context.event(&everstep_telemetry::Event::ProcessLost {
             process,
             node,
-            roles: vec![role.name().to_owned()],
-            step: Some(step),
-            epoch: Some(epoch),
-            reason: "it has not answered the new leader, which goes on without it".to_owned(),
+            roles,
+            step: Some(self.machine.step().0),
+            epoch: Some(self.epoch.unwrap_or_default().0),
+            reason: "its connection ended before it had joined this leader".to_owned(),
         });
     }
 
@@ -63,7 +71,6 @@ impl CoordinatorState {
                     reason,
                 });
             }
-            Note::ShardAbsent { index } => self.absent(index, step, epoch),
             Note::Expelled { member } => {
                 self.refusals.lost(&self.context, member, Epoch(epoch));
             }
