@@ -48,6 +48,9 @@ const MAX_RESTARTS: usize = 20;
 const RESTART_WINDOW: Duration = Duration::from_secs(30);
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// How long compute threads may take to end with their process.
+const DEVICES_END: Duration = Duration::from_secs(1);
+const DEVICES_LOOK: Duration = Duration::from_millis(2);
 /// After the end of the run, the leader stays this long to tell everybody.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -412,6 +415,7 @@ pub async fn run_process(
         sessions.stop();
         endpoint.close().await;
     }
+    devices_end(&context).await;
     let ending = match outcome {
         Ok(ending) => Some(ending),
         Err(ProcessError::Run(_)) => Some(Ending::Failed),
@@ -425,6 +429,14 @@ pub async fn run_process(
         }
     }
     outcome
+}
+
+/// Lets the compute threads end, unless one hangs: the system unloads libtorch when the process exits, and a thread inside it would crash.
+async fn devices_end(context: &ProcessContext) {
+    let until = Instant::now() + DEVICES_END;
+    while !context.devices.pulses().is_empty() && Instant::now() < until {
+        tokio::time::sleep(DEVICES_LOOK).await;
+    }
 }
 
 /// Lets the others hear that the run is over.
