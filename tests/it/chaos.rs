@@ -6,6 +6,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
+use crate::s3::moto::Moto;
 use crate::support::{Workbench, everstep};
 
 /// Writes a scenario beside the workbench's run file.
@@ -97,6 +98,71 @@ events = { process_lost = 3 }
 }
 
 #[test]
+fn a_scenario_spoils_a_store_on_s3() {
+    let bench = Workbench::new();
+    let body = r#"
+[[fault]]
+kind = "damage"
+after_step = 165
+[[fault]]
+kind = "kill"
+target = "replicas-of-a-block"
+after_step = 166
+[[fault]]
+kind = "store_slow"
+delay_ms = 200
+seconds = 2.5
+after_step = 250
+[[fault]]
+kind = "store_errors"
+status = 500
+share = 0.6
+seconds = 2.5
+after_step = 300
+[[fault]]
+kind = "store_outage"
+seconds = 2.5
+after_step = 350
+[check]
+digest = "undisturbed"
+events = { checkpoint_damaged = 1, rollback = 1 }
+"#;
+    let file = scenario(&bench, "spoilt", body);
+    let server = Moto::start();
+    server.create_bucket("runs");
+    let mut command = everstep();
+    command.args(["chaos", "run"]).arg(file);
+    command.arg("--run-dir").arg(bench.path().join("chaos"));
+    for set in [
+        "run.store=s3://runs/team",
+        "run.steps=900",
+        "checkpoint.every=60",
+    ] {
+        command.args(["--set", set]);
+    }
+    let command = command.envs(server.environment()).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{error}\n{shown}");
+
+    let report = report(&bench);
+    assert_eq!(report["steps"], 900);
+    assert_eq!(report["digest_equal"], true);
+    assert_eq!(report["faults_injected"], 5);
+    assert_eq!(report["faults_recovered"], 5);
+    let faults = report["faults"].as_array().unwrap();
+    // The damaged object is found when it is needed; the checkpoint before it is used.
+    let damaged = &faults[0];
+    assert!(damaged["object"].is_string(), "{damaged}");
+    assert_eq!(damaged["detected_by"], "checkpoint_damaged");
+    // The proxy saw requests suffer, of every kind.
+    for fault in &faults[2..] {
+        assert!(fault["requests"].as_u64().unwrap() > 0, "{fault}");
+    }
+}
+
+#[test]
 fn a_scenario_that_did_not_happen_fails() {
     let bench = Workbench::new();
     let body = r#"
@@ -140,6 +206,10 @@ fn mistakes_in_a_scenario_are_named() {
         (
             "kind = \"network\"\nrole = \"worker\"\nseconds = 1",
             &["wrong.toml", "fault 1: loss", "bandwidth_mbit"],
+        ),
+        (
+            "kind = \"store_slow\"\nseconds = 1",
+            &["wrong.toml", "fault 1: kind", "s3://", "--simulate"],
         ),
     ] {
         let file = scenario(&bench, "wrong", &fault(fields));

@@ -3,7 +3,6 @@
 //! The driver starts `everstep train` as a child, reads the run's files, strikes when a fault is due, checks that it really had its
 //! effect, takes it back when its time is over, starts the agent again where a fault ended it, and leaves no process behind.
 
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use everstep_cluster::{RunDir, Topology};
@@ -13,6 +12,7 @@ use crate::ChaosError;
 use crate::proxy::udp::UdpProxies;
 use crate::record::{Commit, FaultRecord, Life};
 use crate::scenario::Scenario;
+use crate::store::WorkloadStore;
 
 mod agent;
 mod network;
@@ -20,6 +20,7 @@ mod observer;
 mod ongoing;
 mod phase;
 mod schedule;
+mod store;
 mod strike;
 
 use agent::{AgentChild, Ended};
@@ -66,7 +67,7 @@ pub(crate) struct Driver<'a> {
     scenario: &'a Scenario,
     topology: &'a Topology,
     run_dir: RunDir,
-    store: Option<PathBuf>,
+    store: WorkloadStore,
     /// Between the processes, if a fault needs them.
     proxies: Option<UdpProxies>,
     observer: Observer,
@@ -86,6 +87,7 @@ impl<'a> Driver<'a> {
         scenario: &'a Scenario,
         topology: &'a Topology,
         proxies: Option<UdpProxies>,
+        store: WorkloadStore,
         command: TrainCommand,
         seed: u64,
         say: &mut dyn FnMut(&str),
@@ -95,7 +97,7 @@ impl<'a> Driver<'a> {
         let mut driver = Self {
             proxies,
             observer: Observer::new(run_dir.clone(), origin),
-            store: command.store.clone(),
+            store,
             agent: AgentChild::start(command, topology)?,
             random: Stream::new(seed, Purpose::Fault, &[1]),
             schedule: Schedule::new(scenario, seed),
@@ -188,15 +190,17 @@ impl<'a> Driver<'a> {
         }
         for due in self
             .schedule
-            .due(&self.observer, &self.run_dir, self.store.as_deref())
+            .due(&self.observer, &self.run_dir, self.store.folder())
         {
             match self.strike(&due.fault, now) {
                 Ok(()) => {
                     let step = self.observer.step();
-                    let names: Vec<String> = self.faults[self.faults.len() - 1]
+                    let record = &self.faults[self.faults.len() - 1];
+                    let names: Vec<String> = record
                         .victims
                         .iter()
                         .map(|victim| format!("{} (pid {})", victim.process, victim.identity.pid))
+                        .chain(record.object.clone())
                         .collect();
                     let label = due.fault.label();
                     say(&format!(

@@ -4,6 +4,7 @@
 //! - `run`: a scenario from beginning to end
 //! - `simulate`: the same file in the simulator
 //! - `driver`: strikes a run on real processes when a fault is due
+//! - `store`: the disturbed run's object store, and how it is spoilt
 //! - `process`: what the system says of a process
 //! - `proxy`: bad links between processes
 //! - `record`: what really happened
@@ -24,6 +25,7 @@ pub mod resources;
 mod run;
 pub mod scenario;
 mod simulate;
+mod store;
 
 pub use driver::{Observed, TrainCommand};
 pub use run::{RunOptions, run};

@@ -74,6 +74,10 @@ pub struct FaultRecord {
     pub happened: bool,
     /// What the proxies did to the datagrams of its links, for a network fault that is over.
     pub network: Option<LinkCounts>,
+    /// How many requests to the store suffered, for a fault of requests that is over.
+    pub requests: Option<u64>,
+    /// The object that was damaged, by its key inside the run.
+    pub object: Option<String>,
     /// What else there is to know, such as why it did not happen.
     pub note: Option<String>,
 }

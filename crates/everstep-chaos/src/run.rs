@@ -3,15 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use everstep_cluster::{ActorRole, RunDir};
 use everstep_telemetry::MetricsLog;
+use everstep_train::RunConfig;
 
 use crate::ChaosError;
 use crate::driver::{Driver, TrainCommand};
 use crate::proxy::udp::UdpProxies;
 use crate::report::{self, Digests, Report, Results};
 use crate::scenario::{Scenario, Storm};
+use crate::store::WorkloadStore;
 
 /// How a scenario is to be run.
 #[derive(Debug, Clone)]
@@ -40,7 +43,6 @@ pub fn run(
     let mut topology = scenario.topology()?;
     let run_dir =
         std::path::absolute(&options.run_dir).map_err(ChaosError::io("find", &options.run_dir))?;
-    claim(&run_dir)?;
     let set: Vec<String> = scenario
         .workload
         .set
@@ -48,6 +50,26 @@ pub fn run(
         .chain(&options.set)
         .cloned()
         .collect();
+    let config = RunConfig::read(&scenario.workload.run, &set)
+        .map_err(|error| ChaosError::User(error.to_string()))?;
+    let own_stores = config.run.store.is_some();
+    // The two runs must not meet in one store, nor this one those of an earlier day.
+    let undisturbed_store = RunDir::new(run_dir.join("undisturbed")).default_store();
+    let disturbed_store = match &config.run.store {
+        Some(store) => format!(
+            "{}/{}",
+            store.trim_end_matches('/'),
+            part(scenario, options)
+        ),
+        None => RunDir::new(run_dir.join("disturbed")).default_store(),
+    };
+    let variable = |name: &str| std::env::var(name).ok();
+    let mut store =
+        WorkloadStore::new(&disturbed_store, &config.run.name, variable).map_err(|wrong| {
+            ChaosError::User(format!("{}: {wrong}", scenario.workload.run.display()))
+        })?;
+    store.check(scenario)?;
+    claim(&run_dir)?;
     let train = |name: &str, topology: Option<&Path>| TrainCommand {
         executable: options.executable.clone(),
         run_file: scenario.workload.run.clone(),
@@ -55,7 +77,7 @@ pub fn run(
         set: set.clone(),
         run_dir: run_dir.join(name),
         log: run_dir.join(format!("{name}.log")),
-        store: Some(run_dir.join(name).join("store")),
+        environment: Vec::new(),
     };
     // A run that is stopped after its storm tells only then how far the undisturbed one has to go.
     let is_stopped = scenario.storm.as_ref().is_some_and(Storm::is_limited);
@@ -67,6 +89,9 @@ pub fn run(
             command
                 .set
                 .extend(steps.map(|steps| format!("run.stop_at={steps}")));
+            if own_stores {
+                command.set.push(set_store(&undisturbed_store));
+            }
             undisturbed_run(&command)?;
             Ok(command.run_dir)
         }
@@ -92,8 +117,14 @@ pub fn run(
     if scenario.injects() {
         command.set.push("chaos.allow=true".to_owned());
     }
+    if own_stores {
+        command.set.push(set_store(&disturbed_store));
+    }
+    store.start_proxy(scenario, options.seed)?;
+    command.environment = store.environment();
     let disturbed = command.run_dir.clone();
-    let observed = Driver::run(scenario, &topology, proxies, command, options.seed, say)?;
+    let (seed, topology) = (options.seed, &topology);
+    let observed = Driver::run(scenario, topology, proxies, store, command, seed, say)?;
     let ended = match observed.failure {
         None => Some(digests(&options.executable, &disturbed)?),
         Some(_) => None,
@@ -138,6 +169,17 @@ pub fn run(
     write("report.json", json)?;
     write("timeline.svg", report::timeline(scenario, &observed))?;
     Ok(report)
+}
+
+/// The disturbed run's part of a store that others may use as well.
+fn part(scenario: &Scenario, options: &RunOptions) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now_ms = now.map_or(0, |since| since.as_millis());
+    format!("{}-{}-{now_ms}", scenario.name, options.seed)
+}
+
+fn set_store(url: &str) -> String {
+    format!("run.store={}", toml::Value::String(url.to_owned()))
 }
 
 /// Makes the folder; one that holds something is somebody's.

@@ -166,7 +166,7 @@ impl Scenario {
     }
 
     /// Single faults and those of the storm.
-    fn all_faults(&self) -> impl Iterator<Item = &Fault> {
+    pub(crate) fn all_faults(&self) -> impl Iterator<Item = &Fault> {
         let storm = self.storm.iter().flat_map(|storm| &storm.faults);
         self.faults.iter().chain(storm.map(|(_, fault)| fault))
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -82,6 +83,12 @@ impl RunStore {
     /// The run's name.
     pub fn name(&self) -> &str {
         &self.run
+    }
+
+    /// The run's objects as they lie there, by their keys inside the run, for tools that look at them or break them. Nothing that is read
+    /// here is verified.
+    pub fn objects(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.backend.bulk)
     }
 
     /// Writes, reads back and deletes a small object; call it once at start.

@@ -34,8 +34,8 @@ pub struct TrainCommand {
     pub run_dir: PathBuf,
     /// Takes what the command prints.
     pub log: PathBuf,
-    /// The folder of the object store, if it is one.
-    pub store: Option<PathBuf>,
+    /// Environment variables that differ from this process's.
+    pub environment: Vec<(String, String)>,
 }
 
 impl TrainCommand {
@@ -63,6 +63,7 @@ impl TrainCommand {
             command.arg("--set").arg(set);
         }
         command
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)

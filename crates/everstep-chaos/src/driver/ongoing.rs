@@ -1,7 +1,5 @@
 //! What of a fault is still to be done, checked or taken back.
 
-use std::fs;
-
 use everstep_cluster::control::Injection;
 use nix::sys::signal::Signal;
 
@@ -40,8 +38,10 @@ pub(super) enum Todo {
     Successor { after_epoch: u64 },
     /// Kill these one after the other, each when the one before is back and a step was committed since.
     InTurn { left: Vec<String> },
-    /// Put the store back then.
+    /// Put the store's folder back then.
     RestoreStore { at: f64 },
+    /// Leave the store's requests alone then; so many had suffered before.
+    MendRequests { at: f64, before: u64 },
     /// Mend the links then.
     MendLinks { at: f64, bad: Box<BadLinks> },
     /// Tell the victims to behave then.
@@ -51,9 +51,12 @@ pub(super) enum Todo {
 }
 
 impl Ongoing {
-    /// Whether the store is away because of it.
+    /// Whether the store is away or troubled because of it.
     pub(super) fn holds_store(&self) -> bool {
-        matches!(self.todo, Todo::RestoreStore { .. })
+        matches!(
+            self.todo,
+            Todo::RestoreStore { .. } | Todo::MendRequests { .. }
+        )
     }
 
     /// Whether links are bad because of it.
@@ -127,7 +130,10 @@ impl Driver<'_> {
                 }
                 false
             }
-            Todo::RestoreStore { at } | Todo::Calm { at, .. } | Todo::MendLinks { at, .. } => {
+            Todo::RestoreStore { at }
+            | Todo::MendRequests { at, .. }
+            | Todo::Calm { at, .. }
+            | Todo::MendLinks { at, .. } => {
                 if now < *at {
                     return false;
                 }
@@ -147,17 +153,8 @@ impl Driver<'_> {
                 }
                 self.faults[ongoing.record].until = Some(now);
             }
-            Todo::RestoreStore { .. } => {
-                if let Some(store) = &self.store {
-                    let restored =
-                        fs::remove_file(store).and_then(|()| fs::rename(away(store), store));
-                    if let Err(error) = restored {
-                        self.faults[ongoing.record].note =
-                            Some(format!("the store could not be put back: {error}"));
-                    }
-                }
-                self.faults[ongoing.record].until = Some(now);
-            }
+            Todo::RestoreStore { .. } => self.put_store_back(ongoing.record, now),
+            Todo::MendRequests { before, .. } => self.mend_requests(ongoing.record, *before, now),
             Todo::MendLinks { bad, .. } => self.mend_links(ongoing.record, bad, now),
             Todo::Calm { calm, .. } => {
                 let victims = self.faults[ongoing.record].victims.iter();
@@ -204,9 +201,4 @@ impl Driver<'_> {
             None => false,
         }
     }
-}
-
-/// Where the store lies while it is away.
-pub(super) fn away(store: &std::path::Path) -> std::path::PathBuf {
-    store.with_extension("away")
 }

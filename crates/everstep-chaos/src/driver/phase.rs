@@ -27,7 +27,18 @@ pub(super) fn holds(
     let now = observer.now();
     match phase {
         Phase::Start => observer.commits.is_empty() && !observer.alive().is_empty(),
-        Phase::Checkpoint => store.is_some_and(has_unfinished_checkpoint),
+        Phase::Checkpoint => match store {
+            Some(store) => has_unfinished_checkpoint(store),
+            None => last(&|event| {
+                matches!(
+                    event,
+                    Event::CheckpointStarted { .. }
+                        | Event::CheckpointCommitted { .. }
+                        | Event::CheckpointAbandoned { .. }
+                )
+            })
+            .is_some_and(|(_, event)| matches!(event, Event::CheckpointStarted { .. })),
+        },
         Phase::Evaluation => {
             let step = observer.step();
             step > 0 && evaluation_period(run_dir).is_some_and(|every| step.is_multiple_of(every))

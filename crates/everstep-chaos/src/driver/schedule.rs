@@ -150,6 +150,8 @@ impl Schedule {
             victims: Vec::new(),
             happened: false,
             network: None,
+            requests: None,
+            object: None,
             note: Some(reason),
         });
     }

@@ -1,14 +1,13 @@
 //! Carrying faults out.
 
-use std::fs;
-
 use everstep_cluster::control::{self, Injection, Reply, Request};
 use nix::sys::signal::Signal;
 
 use super::observer::Alive;
-use super::ongoing::{Ongoing, Todo, away};
+use super::ongoing::{Ongoing, Todo};
 use super::{Driver, network};
 use crate::process::{self, State};
+use crate::proxy::http::HttpFault;
 use crate::record::{FaultRecord, Victim};
 use crate::scenario::{Action, Direction, Fault, Target};
 
@@ -19,6 +18,19 @@ impl Driver<'_> {
             Action::Kill => self.kill(fault, now),
             Action::Pause { seconds } => self.pause(fault, *seconds, now),
             Action::StoreOutage { seconds } => self.take_store_away(fault, *seconds, now),
+            Action::StoreSlow { delay_ms, seconds } => {
+                let delay_ms = *delay_ms;
+                self.spoil_requests(fault, HttpFault::Slow { delay_ms }, 1.0, *seconds, now)
+            }
+            Action::StoreErrors {
+                status,
+                share,
+                seconds,
+            } => {
+                let status = *status;
+                self.spoil_requests(fault, HttpFault::Refuse { status }, *share, *seconds, now)
+            }
+            Action::Damage { how } => self.damage(fault, *how, now),
             Action::Partition {
                 direction,
                 seconds,
@@ -29,10 +41,6 @@ impl Driver<'_> {
             }
             Action::Inject { injection, seconds } => self.inject(fault, injection, *seconds, now),
             Action::Drain => self.drain(fault, now),
-            other => Err(format!(
-                "{} is not possible on real processes yet",
-                other.kind()
-            )),
         }
     }
 
@@ -231,23 +239,6 @@ impl Driver<'_> {
         }
     }
 
-    /// A store that is a folder is renamed, and a plain file put in its place, so that no request can succeed by making a new one.
-    fn take_store_away(&mut self, fault: &Fault, seconds: f64, now: f64) -> Result<(), String> {
-        let store = self.store.clone().ok_or("the store is not a folder")?;
-        if !store.is_dir() {
-            return Err("the store is not there".to_owned());
-        }
-        fs::rename(&store, away(&store))
-            .and_then(|()| fs::write(&store, "the store is away"))
-            .map_err(|error| format!("the store cannot be taken away: {error}"))?;
-        let at = now + seconds;
-        self.note(fault, now, Vec::new(), Todo::RestoreStore { at });
-        if let Some(last) = self.faults.last_mut() {
-            last.happened = true;
-        }
-        Ok(())
-    }
-
     /// The processes that the target means now, in random order where it leaves a choice.
     pub(super) fn targets(&mut self, target: &Target) -> Result<Vec<Alive>, String> {
         // Who is stopped has been struck already.
@@ -321,6 +312,8 @@ impl Driver<'_> {
             victims,
             happened: false,
             network: None,
+            requests: None,
+            object: None,
             note: None,
         });
         self.ongoing.push(Ongoing {

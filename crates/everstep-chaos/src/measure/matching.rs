@@ -139,6 +139,8 @@ enum Sign {
     Skip,
     /// Somebody misses the store.
     Store,
+    /// Somebody finds the damaged object.
+    Damage,
 }
 
 /// What tells of a fault, whether it must, and how soon.
@@ -184,8 +186,12 @@ impl Noticing {
             ("hang_device", _) => is(Sign::Victim, true, HANG_NOTICE_SECONDS_MAX),
             ("non_finite", _) => is(Sign::Skip, true, NOTICE_SECONDS_MAX),
             ("drain", _) => is(Sign::Victim, true, NOTICE_SECONDS_MAX),
-            // A store that nobody asked for anything is not missed.
-            ("store_outage", _) => is(Sign::Store, false, f64::INFINITY),
+            // A store that nobody asked for anything is not missed; one that is slow, or fails now and then, is bridged.
+            ("store_outage" | "store_slow" | "store_errors", _) => {
+                is(Sign::Store, false, f64::INFINITY)
+            }
+            // What nobody loads is not missed.
+            ("damage", _) => is(Sign::Damage, false, f64::INFINITY),
             ("partition", _) => {
                 // Nobody watches loaders and standbys but their agent, which is not cut off. A link that comes and goes may be bridged.
                 let flaps = record
@@ -250,6 +256,10 @@ impl Noticing {
                     Event::StoreUnreachable { .. } | Event::CheckpointAbandoned { .. }
                 )
             })],
+            Sign::Damage => vec![first(
+                record.at,
+                &|event| matches!(&event.event, Event::CheckpointDamaged { object, .. } if Some(object) == record.object.as_ref()),
+            )],
             Sign::Skip => vec![first(record.at, &|event| {
                 matches!(event.event, Event::StepSkipped { .. })
             })],
@@ -311,7 +321,7 @@ fn ending(record: &FaultRecord, noticed_at: f64, observed: &Observed) -> Option<
             }
             Event::LeaderElected { .. } => record.label.contains("leader"),
             Event::StoreBack { .. } | Event::CheckpointCommitted { .. } => {
-                record.kind == "store_outage"
+                record.kind.starts_with("store_")
             }
             _ => false,
         })
@@ -352,6 +362,8 @@ mod tests {
             victims,
             happened: true,
             network: None,
+            requests: None,
+            object: None,
             note: None,
         }
     }

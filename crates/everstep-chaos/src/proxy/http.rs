@@ -165,6 +165,11 @@ impl HttpProxy {
         lock(&self.shared.counts).clone()
     }
 
+    /// Faults that really happened, of all kinds.
+    pub fn num_faults(&self) -> u64 {
+        lock(&self.shared.counts).values().sum()
+    }
+
     /// Requests so far.
     pub fn num_requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)

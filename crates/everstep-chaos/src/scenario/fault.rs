@@ -217,9 +217,12 @@ impl Action {
         matches!(self, Self::Partition { .. } | Self::Network { .. })
     }
 
-    /// Whether requests to the store must go through a proxy.
-    pub fn needs_http_proxy(&self) -> bool {
-        matches!(self, Self::StoreSlow { .. } | Self::StoreErrors { .. })
+    /// Whether it strikes the requests to the store.
+    pub fn strikes_requests(&self) -> bool {
+        matches!(
+            self,
+            Self::StoreOutage { .. } | Self::StoreSlow { .. } | Self::StoreErrors { .. }
+        )
     }
 }
 

@@ -378,7 +378,16 @@ impl RawFault {
                 seconds: seconds(self.seconds.take())?,
             },
             "store_errors" => Action::StoreErrors {
-                status: self.status.take().unwrap_or(503),
+                status: match self.status.take() {
+                    None => 503,
+                    Some(status @ (403 | 429 | 500..=599)) => status,
+                    Some(status) => {
+                        return Err((
+                            field("status"),
+                            format!("is {status}; allowed: 403, 429 and 500 to 599"),
+                        ));
+                    }
+                },
                 share: share("share", self.share.take(), 1.0)?,
                 seconds: seconds(self.seconds.take())?,
             },

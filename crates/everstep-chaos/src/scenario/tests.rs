@@ -107,6 +107,11 @@ fn mistakes_are_named_in_one_line() {
             "seconds = -2",
             &["fault 2: seconds", "above 0"],
         ),
+        (
+            "\"kill\", role = \"worker\"",
+            "\"store_errors\", seconds = 1, status = 404",
+            &["fault 1: status", "404", "429"],
+        ),
         (", every_steps = 5", "", &["fault 2: repeat", "every_steps"]),
         ("faults = 4", "faults = 5", &["check.faults", "at most 4"]),
         ("faults = 4", "fault = 4", &["unknown field", "fault"]),
