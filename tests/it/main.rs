@@ -9,6 +9,7 @@ mod agent;
 mod audit;
 mod bad_input;
 mod chaos;
+mod checkpoints;
 mod drain;
 mod kills;
 mod leaders;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::checkpoint::args::CheckpointCommand;
+
 /// Trains language models on clusters that fail, without losing a step.
 #[derive(Debug, Parser)]
 #[command(name = "everstep", version, about)]
@@ -29,6 +31,9 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Let the model continue a text.
     Generate(GenerateArgs),
+    /// List, verify, compare, pin, remove and copy checkpoints.
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
     /// Make the cluster's certificates.
     Certs(CertsArgs),
     /// See and lift the quarantines of devices that lied.

@@ -4,6 +4,7 @@ mod args;
 mod audit;
 mod certs;
 mod chaos;
+mod checkpoint;
 mod digest;
 mod drain;
 mod export;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         Command::Digest(args) => digest::run(args),
         Command::Export(args) => export::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Checkpoint(command) => checkpoint::run(command),
         Command::Certs(args) => certs::run(args),
         Command::Audit(command) => audit::run(command),
         Command::Chaos(command) => chaos::run(command),

@@ -237,9 +237,10 @@ impl RunContext {
     }
 }
 
-/// Whether the store takes writes, and can decide elections if it has to.
+/// Whether the store takes writes, holds nothing of a newer program, and can decide elections if it has to.
 async fn check_store(store: &RunStore, needs_leases: bool) -> Result<(), StoreError> {
     store.check_writable().await?;
+    store.check_versions().await?;
     if needs_leases {
         store.probe_create_if_absent().await?.require()?;
     }
