@@ -7,7 +7,7 @@ use std::process::Output;
 use serde_json::Value;
 
 use crate::s3::moto::Moto;
-use crate::support::{Workbench, everstep};
+use crate::support::{Workbench, everstep, seconds_between, wait_for};
 
 /// Runs `everstep checkpoint` and demands an exit code; gives stdout and stderr.
 fn checkpoint(bench: &Workbench, server: Option<&Moto>, arguments: &[&str], code: i32) -> String {
@@ -199,4 +199,60 @@ fn mistakes_with_checkpoints_are_one_line() {
     assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.contains("MANIFEST.json` has version 9"), "{error}");
     assert_eq!(fs::read(&manifest).unwrap(), newer);
+}
+
+#[test]
+fn checkpoints_by_time_come_by_the_clock_and_the_status_says_so() {
+    let bench = Workbench::new();
+    let run = fs::read_to_string(bench.run_file()).unwrap();
+    let by_time = run.replace("[checkpoint]\nevery = 50", "[checkpoint]\nevery = \"1s\"");
+    assert_ne!(run, by_time);
+    fs::write(bench.run_file(), by_time).unwrap();
+    let topology = bench.cluster(2, 2, 2);
+    let running = bench.start_slow("run", &topology, 10);
+    let is_early = |event: &Value| event["step"].as_u64() < Some(200);
+    let first = running.wait_for_event("checkpoint_committed", is_early);
+    let after = |event: &Value| is_early(event) && event["step"].as_u64() > first["step"].as_u64();
+    let second = running.wait_for_event("checkpoint_committed", after);
+    assert!(seconds_between(&first, &second) > 0.5);
+    let cadence = wait_for("the measured interval", || {
+        let cadence = running.status()["store"]["cadence"].clone();
+        cadence["upload_seconds"].is_number().then_some(cadence)
+    });
+    assert_eq!(cadence["every"], "1s");
+    assert_eq!(cadence["interval_seconds"], 1.0);
+    running.finish(&bench, "run");
+    bench.demand_undisturbed_digest("run");
+}
+
+#[test]
+fn the_scrub_finds_a_damaged_checkpoint_before_it_is_needed() {
+    let bench = Workbench::new();
+    let stopped = bench
+        .train("run", None)
+        .args(["--set", "run.stop_at=100"])
+        .output()
+        .unwrap();
+    assert!(stopped.status.success());
+    // Not the newest, so nobody but the scrub has a reason to read it.
+    flip_last_byte(&objects(&bench, 50)[0]);
+    let topology = bench.cluster(2, 2, 2);
+    let mut train = bench.train("run", Some(&topology));
+    let errors = fs::File::create(bench.path().join("run.stderr")).unwrap();
+    train.args(["--set", "chaos.allow=true"]).stderr(errors);
+    let running = bench.start_command("run", train);
+    running.wait_for_step(103);
+    for worker in ["worker-0", "worker-1"] {
+        running.slow_down(worker, 20);
+    }
+    let damaged = running.wait_for_event("checkpoint_damaged", |_| true);
+    assert_eq!(damaged["step"], 50);
+    let listed: Vec<Value> =
+        serde_json::from_str(&checkpoint(&bench, None, &["ls", "run", "--json"], 0)).unwrap();
+    let of = |step| listed.iter().find(|c| c["step"] == step).unwrap();
+    assert_eq!(of(50)["quarantined"], true);
+    assert_eq!(of(100)["quarantined"], false);
+    running.finish(&bench, "run");
+    assert_eq!(bench.count("run", "checkpoint_damaged"), 1);
+    bench.demand_undisturbed_digest("run");
 }

@@ -1,5 +1,8 @@
 //! Leaders die, stop, and wake up too late: another one leads, and nothing of it changes a bit.
 
+use std::fs;
+use std::net::UdpSocket;
+
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -29,6 +32,42 @@ fn other(coordinator: &str) -> &'static str {
     } else {
         "coordinator-0"
     }
+}
+
+/// The UDP port of a process.
+fn port_of(bench: &Workbench, process: &str) -> u16 {
+    let text = fs::read(bench.path().join("run/topology.json")).unwrap();
+    let topology: Value = serde_json::from_slice(&text).unwrap();
+    let processes = topology["processes"].as_array().unwrap();
+    let found = processes.iter().find(|found| found["name"] == process);
+    let port = found.unwrap()["port"].as_u64().unwrap();
+    u16::try_from(port).unwrap()
+}
+
+/// How many datagrams the system dropped because the socket at this local port was full.
+fn num_dropped(port: u16) -> u64 {
+    let local = format!(":{port:04X}");
+    let sockets = fs::read_to_string("/proc/net/udp").unwrap();
+    let of_port = sockets.lines().skip(1).filter_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let is_it = columns.get(1)?.ends_with(&local);
+        is_it.then(|| columns.last()?.parse::<u64>().ok())?
+    });
+    of_port.sum()
+}
+
+/// Fills the receive buffer of a stopped process, so that what is said to it from now on is lost, as on a machine that was suspended.
+/// Otherwise the first thing it reads when it wakes up may be who leads now.
+fn deafen(bench: &Workbench, process: &str) {
+    let port = port_of(bench, process);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let dropped = num_dropped(port);
+    wait_for("a full receive buffer", || {
+        for _ in 0..256 {
+            socket.send_to(&[0; 1200], ("127.0.0.1", port)).unwrap();
+        }
+        (num_dropped(port) > dropped).then_some(())
+    });
 }
 
 #[test]
@@ -119,6 +158,7 @@ fn an_old_leader_that_wakes_up_changes_nothing() {
     running.signal_agent(Signal::SIGSTOP);
     let stopped_at = now();
     running.signal(&old, Signal::SIGSTOP).unwrap();
+    deafen(&bench, &old);
     let (new, new_epoch) = next_leader(&running, old_epoch);
     assert_eq!(new, other(&old));
     running.wait_for_more_steps(5);

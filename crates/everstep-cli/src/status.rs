@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use everstep_cluster::{RunDir, RunStatus};
+use everstep_cluster::{CadenceStatus, RunDir, RunStatus};
 use everstep_telemetry::{Event, EventLog, EventRecord, Goodput};
 use serde::Serialize;
 
@@ -62,6 +62,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
         if let Some(waiting) = &store.waiting {
             writeln!(out, "waiting: {waiting}")?;
         }
+        writeln!(out, "{}", cadence_line(&store.cadence))?;
     }
     for quarantine in &status.leader.quarantined {
         writeln!(out, "quarantined {}", crate::audit::line_of(quarantine))?;
@@ -98,6 +99,27 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<()> {
         writeln!(out, "{line}")?;
     }
     Ok(())
+}
+
+/// How often checkpoints are taken, and what that follows from.
+fn cadence_line(cadence: &CadenceStatus) -> String {
+    let mut line = format!("checkpoints every {}", cadence.every);
+    if let Some(seconds) = cadence.interval_seconds {
+        line = format!("checkpoints {}: one in {seconds:.1} s", cadence.every);
+    }
+    let measured = [
+        (cadence.cost_seconds, "one costs training"),
+        (cadence.upload_seconds, "is on its way for"),
+        (cadence.mtbf_seconds, "something fails every"),
+    ];
+    let known = measured
+        .into_iter()
+        .filter_map(|(seconds, what)| Some(format!("{what} {:.2} s", seconds?)));
+    let known: Vec<String> = known.collect();
+    if !known.is_empty() {
+        line += &format!(" ({})", known.join(", "));
+    }
+    line
 }
 
 fn recoveries(events: &[EventRecord]) -> Vec<EventRecord> {

@@ -8,6 +8,7 @@
 //! - `agent`: the node agent, which keeps processes alive
 //! - `control`: what users and chaos tools ask of a node
 //! - `election`: who leads
+//! - `scrub`, `store_health`: what is known of the store and of what lies there
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -29,6 +30,7 @@ mod quarantine;
 mod router;
 mod run;
 mod rundir;
+mod scrub;
 mod session;
 mod slots;
 mod status;
@@ -46,7 +48,7 @@ pub use run::{RunContext, RunError, RunRequest, goodput};
 pub use rundir::RunDir;
 pub use session::make_secret as make_session_secret;
 pub use status::{
-    LeaderStatus, ProcessState, ProcessStatus, RunStatus, StoreState, StoreStatus,
+    CadenceStatus, LeaderStatus, ProcessState, ProcessStatus, RunStatus, StoreState, StoreStatus,
     read as read_status, write_processes, write_single_process as write_single_process_status,
 };
 pub use topology::{

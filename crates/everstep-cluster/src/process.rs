@@ -25,6 +25,7 @@ use ractor_supervisor::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::actors::{
     ActorArguments, Checkpointer, CheckpointerMessage, CoordinatorActor, Loader, ShardActor,
@@ -39,6 +40,7 @@ use crate::progress::Devices;
 use crate::router::Router;
 use crate::run::RunContext;
 use crate::rundir::RunDir;
+use crate::scrub;
 use crate::session::{self, Sessions};
 use crate::slots::SlotCounter;
 use crate::store_health::{self, StoreHealth};
@@ -377,10 +379,11 @@ pub async fn run_process(
         .await
         .map_err(|e| start(&e))?;
     link::start(&context).map_err(|e| start(&e))?;
-    let watching = spec
-        .roles
-        .contains(&ActorRole::Coordinator)
-        .then(|| tokio::spawn(store_health::watch(context.clone())));
+    let mut store_tasks = JoinSet::new();
+    if spec.roles.contains(&ActorRole::Coordinator) {
+        store_tasks.spawn(store_health::watch(context.clone()));
+        store_tasks.spawn(scrub::scrub(context.clone()));
+    }
     let leaving = tokio::spawn({
         let context = context.clone();
         async move {
@@ -407,9 +410,7 @@ pub async fn run_process(
     if is_over && spec.roles.contains(&ActorRole::Coordinator) && network.is_some() {
         farewell(&context).await;
     }
-    if let Some(watching) = watching {
-        watching.abort();
-    }
+    store_tasks.abort_all();
     supervisor.stop(None);
     if let Some((endpoint, sessions)) = network {
         sessions.stop();

@@ -11,7 +11,7 @@ use everstep_optim::{BlockState, Gradient, Layout, TrainingNumerics};
 use everstep_protocol::audit::AuditPlan;
 use everstep_protocol::coordinator::CoordinatorConfig;
 use everstep_protocol::{BlockId, Step, Task};
-use everstep_store::{Digest, RunIdentity, RunStore};
+use everstep_store::{Digest, EVALUATION_LOSS, Retention, RunIdentity, RunStore};
 use everstep_telemetry::{EventLog, Goodput, MetricsLog, Telemetry};
 use everstep_torch::Platform;
 use everstep_train::{
@@ -282,7 +282,7 @@ impl RunContext {
                 .replication
                 .unwrap_or(self.config.cluster.replication)
                 .min(num_shards),
-            checkpoint_every: self.config.checkpoint.every,
+            checkpoint_every: self.config.checkpoint.every.steps().unwrap_or(0),
             evaluate_every: if chunks == 0 { 0 } else { evaluation.every },
             num_evaluation_chunks: chunks as u32,
             num_shards,
@@ -303,8 +303,24 @@ impl RunContext {
         }
     }
 
-    pub(crate) fn checkpoint_metadata(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([("everstep".to_owned(), env!("CARGO_PKG_VERSION").to_owned())])
+    /// What a manifest says beside the state.
+    pub(crate) fn checkpoint_metadata(
+        &self,
+        evaluation_loss: Option<f64>,
+    ) -> BTreeMap<String, String> {
+        let version = ("everstep".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        let loss = evaluation_loss.map(|loss| (EVALUATION_LOSS.to_owned(), loss.to_string()));
+        loss.into_iter().chain([version]).collect()
+    }
+
+    /// Which checkpoints are kept.
+    pub(crate) fn retention(&self) -> Retention {
+        let checkpoint = &self.config.checkpoint;
+        Retention {
+            last: checkpoint.keep,
+            every_steps: checkpoint.keep_every,
+            best: checkpoint.keep_best,
+        }
     }
 
     pub(crate) fn initial_state(&self, block: BlockId) -> BlockState {

@@ -105,6 +105,28 @@ pub struct StoreStatus {
     /// What cannot go on without the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
+    /// How often checkpoints are taken.
+    #[serde(default)]
+    pub cadence: CadenceStatus,
+}
+
+/// How often checkpoints are taken, and what that follows from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CadenceStatus {
+    /// As the run file says.
+    pub every: String,
+    /// Seconds from one to the next; none if they are due by steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_seconds: Option<f64>,
+    /// What one costs training, as measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_seconds: Option<f64>,
+    /// How long one is on its way to the store, as measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload_seconds: Option<f64>,
+    /// Mean time between failures, as measured; only for `auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtbf_seconds: Option<f64>,
 }
 
 impl StoreStatus {

@@ -12,7 +12,7 @@ use everstep_store::StoreError;
 use everstep_telemetry::Event;
 
 use crate::process::ProcessContext;
-use crate::status::{StoreState, StoreStatus};
+use crate::status::{CadenceStatus, StoreState, StoreStatus};
 
 /// A store that has failed us for this long is away. Single requests fail every day, and were repeated before they come here.
 const OUTAGE_AFTER: Duration = Duration::from_millis(1_500);
@@ -55,6 +55,7 @@ struct State {
     heard: Instant,
     /// What cannot go on without the store.
     waiting: Option<String>,
+    cadence: CadenceStatus,
     written: Option<StoreStatus>,
 }
 
@@ -68,6 +69,7 @@ pub(crate) struct StoreHealth {
     /// Step of the newest checkpoint that is due.
     due: AtomicU64,
     due_at: Mutex<Instant>,
+    newest_damaged: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -79,12 +81,14 @@ impl StoreHealth {
             committed: AtomicU64::new(0),
             due: AtomicU64::new(0),
             due_at: Mutex::new(Instant::now()),
+            newest_damaged: AtomicBool::new(false),
             state: Mutex::new(State {
                 read: Track::default(),
                 write: Track::default(),
                 outage: None,
                 heard: Instant::now(),
                 waiting: None,
+                cadence: CadenceStatus::default(),
                 written: None,
             }),
         }
@@ -95,11 +99,31 @@ impl StoreHealth {
         self.speaks.store(speaks, Ordering::Relaxed);
     }
 
-    /// Where training and checkpoints are.
-    pub(crate) fn progress(&self, step: u64, committed: u64, every: u64) {
+    /// Whether this process leads, or wants to.
+    pub(crate) fn speaks(&self) -> bool {
+        self.speaks.load(Ordering::Relaxed)
+    }
+
+    /// The newest committed checkpoint, as far as this process knows.
+    pub(crate) fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Relaxed)
+    }
+
+    /// The newest checkpoint turned out damaged.
+    pub(crate) fn newest_is_damaged(&self) {
+        self.newest_damaged.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the newest checkpoint turned out damaged since this was last asked.
+    pub(crate) fn take_newest_damaged(&self) -> bool {
+        self.newest_damaged.swap(false, Ordering::Relaxed)
+    }
+
+    /// Where training and checkpoints are; `due` is the newest step that should have a checkpoint.
+    pub(crate) fn progress(&self, step: u64, committed: u64, due: u64, cadence: CadenceStatus) {
         self.step.store(step, Ordering::Relaxed);
         self.committed.store(committed, Ordering::Relaxed);
-        let due = step.checked_div(every).unwrap_or(0) * every;
+        self.state().cadence = cadence;
         if self.due.swap(due, Ordering::Relaxed) != due {
             *self.due_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
@@ -184,7 +208,7 @@ impl StoreHealth {
             }
         };
         drop(state);
-        if let (Some(event), true) = (event, self.speaks.load(Ordering::Relaxed)) {
+        if let (Some(event), true) = (event, self.speaks()) {
             context.event(&event);
         }
     }
@@ -209,6 +233,7 @@ impl StoreHealth {
             checkpoint: committed,
             lag_steps: step.saturating_sub(committed),
             waiting: state.waiting.clone(),
+            cadence: state.cadence.clone(),
         }
     }
 
@@ -229,7 +254,7 @@ pub(crate) async fn watch(context: std::sync::Arc<ProcessContext>) {
     let health = &context.store_health;
     loop {
         tokio::time::sleep(WATCH).await;
-        if !health.speaks.load(Ordering::Relaxed) {
+        if !health.speaks() {
             continue;
         }
         let (silent, failing, write_failing) = {

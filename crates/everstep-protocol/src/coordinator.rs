@@ -110,8 +110,15 @@ pub enum Event<N: Numerics> {
         /// Seconds until they are taken away, if that is so.
         seconds_left: Option<u64>,
     },
+    /// The shell's clock says that a checkpoint is due: the next version is checkpointed.
+    CheckpointDue,
     /// The manifest that `CommitManifest` asked for is committed (or was already).
     ManifestCommitted {
+        /// The version.
+        version: Step,
+    },
+    /// The manifest that `CommitManifest` asked for cannot be committed: objects that it names are gone.
+    ManifestRefused {
         /// The version.
         version: Step,
     },

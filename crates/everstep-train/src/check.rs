@@ -140,6 +140,20 @@ pub(crate) fn check(file: &Path, mut sections: RunFile) -> Result<RunFile, RunFi
         );
     }
     at_least_one(file, "checkpoint.keep", checkpoint.keep as u64)?;
+    at_least_one(
+        file,
+        "checkpoint.keep_every",
+        checkpoint.keep_every.unwrap_or(1),
+    )?;
+    if checkpoint.keep_best > 0 && evaluation.every == 0 {
+        return wrong(
+            "checkpoint.keep_best",
+            format!(
+                "is {}, but nothing is evaluated; allowed: 0, or evaluation.every above 0",
+                checkpoint.keep_best
+            ),
+        );
+    }
     at_least_one(file, "cluster.replication", cluster.replication.into())?;
     at_least_one(file, "cluster.block_params", cluster.block_params as u64)?;
     at_least_one(file, "cluster.lease_ms", cluster.lease_ms)?;

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod check;
+mod checkpoint_every;
 mod error;
 mod identity;
 mod objective;
@@ -16,6 +17,7 @@ mod safeguards;
 mod sections;
 mod syntax;
 
+pub use checkpoint_every::CheckpointEvery;
 pub use error::RunFileError;
 pub use identity::NumericDifference;
 pub use objective::{BatchSource, EvaluationSums, Objective, TrainError};

@@ -7,6 +7,7 @@ use everstep_model::ModelConfig;
 use everstep_optim::{ComputeDtype, Schedule};
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint_every::CheckpointEvery;
 use crate::safeguards::{AuditConfig, ChaosConfig, PolicyConfig};
 
 /// A run file before it is checked.
@@ -230,17 +231,29 @@ impl Default for EvaluationConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
-    /// A checkpoint is committed every so many steps and after the last; 0 is only after the last. 100 if left out.
-    pub every: u64,
-    /// Committed checkpoints that are kept. 3 if left out.
+    /// How often one is taken, beside the one after the last step: a number of steps, a time such as `"5m"`, or `"auto"`. 100 steps if
+    /// left out.
+    pub every: CheckpointEvery,
+    /// Committed checkpoints that are kept, the newest ones. 3 if left out.
     pub keep: usize,
+    /// Those of steps that this number divides are kept for ever. None if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
+    /// So many with the lowest held-out loss are kept as well. 0 if left out.
+    pub keep_best: usize,
+    /// While the run goes on, committed checkpoints are read again at so many bytes a second at most, one after the other, and
+    /// compared with their digests; 0 is never. 4 MiB if left out.
+    pub scrub_bytes_per_s: u64,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
         Self {
-            every: 100,
+            every: CheckpointEvery::Steps(100),
             keep: 3,
+            keep_every: None,
+            keep_best: 0,
+            scrub_bytes_per_s: 4 << 20,
         }
     }
 }

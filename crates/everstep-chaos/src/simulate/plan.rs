@@ -83,7 +83,7 @@ pub(super) fn plan(
     plan.workload.num_slots = u32::try_from(run.batch.slots).unwrap_or(u32::MAX);
     plan.workload.num_blocks = NUM_BLOCKS;
     plan.workload.num_steps = scale.simulated;
-    plan.workload.checkpoint_every = scale.period(run.checkpoint.every);
+    plan.workload.checkpoint_every = scale.period(run.checkpoint.every.steps().unwrap_or(0));
     plan.workload.evaluate_every = scale.period(run.evaluation.every);
     plan.workload.audit_permille = permille(run.audit.share);
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use everstep_optim::{BlockState, TrainingNumerics};
 use everstep_protocol::{BlockId, Lineage, Member, Step, shard};
-use everstep_store::{CheckpointManifest, CheckpointObject, Commit};
+use everstep_store::{CheckpointManifest, CheckpointObject, Commit, StoreError};
 use everstep_telemetry::{Event, names};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
@@ -66,11 +66,22 @@ pub(crate) enum CheckpointerMessage {
         version: Step,
         /// What the shards said of their objects.
         objects: Vec<Vec<u8>>,
+        /// The mean loss of the version's evaluation, if there was one.
+        evaluation_loss: Option<f64>,
         /// The coordinator.
-        committed: Box<dyn FnOnce(Step) + Send>,
+        ended: Box<dyn FnOnce(Committed) + Send>,
     },
     /// Looks after finished tasks.
     Check,
+}
+
+/// How a commit ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Committed {
+    /// The version has a manifest.
+    Yes(Step),
+    /// Objects of the version are gone, so it gets none.
+    Refused(Step),
 }
 
 pub(crate) struct CheckpointerState {
@@ -172,11 +183,25 @@ impl Actor for Checkpointer {
                 epoch,
                 version,
                 objects,
-                committed,
+                evaluation_loss,
+                ended,
             } => {
-                state
-                    .jobs
-                    .spawn(commit(context, epoch, version, objects, committed));
+                let manifest = match manifest(&context, version, &objects, evaluation_loss) {
+                    Ok(manifest) => manifest,
+                    Err(error) => {
+                        let step = version.0;
+                        tracing::error!(error, step, "the checkpoint cannot be committed");
+                        ended(Committed::Refused(version));
+                        return Ok(());
+                    }
+                };
+                state.jobs.spawn(async move {
+                    let committed = commit(&context, epoch, &manifest).await;
+                    ended(committed);
+                    if let Committed::Yes(_) = committed {
+                        prune(&context).await;
+                    }
+                });
             }
             CheckpointerMessage::Check => {
                 while let Some(ended) = state.jobs.try_join_next() {
@@ -299,28 +324,15 @@ async fn store(
     }
 }
 
-async fn commit(
-    context: Arc<ProcessContext>,
-    epoch: u64,
-    version: Step,
-    objects: Vec<Vec<u8>>,
-    committed: Box<dyn FnOnce(Step) + Send>,
-) {
+async fn commit(context: &ProcessContext, epoch: u64, manifest: &CheckpointManifest) -> Committed {
     let started = Instant::now();
-    let manifest = match manifest(&context, version, &objects) {
-        Ok(manifest) => manifest,
-        Err(error) => {
-            return tracing::error!(
-                error,
-                step = version.0,
-                "the checkpoint cannot be committed"
-            );
-        }
-    };
+    let version = Step(manifest.step);
+    let is_last = manifest.step >= context.run.num_steps();
     let mut backoff = Backoff::default();
+    let mut refused = 0;
     loop {
-        let write = || context.store.commit(&manifest);
-        match patiently(&context, Access::Write, write).await {
+        let write = || context.store.commit(manifest);
+        match patiently(context, Access::Write, write).await {
             Ok(outcome) => {
                 if matches!(outcome, Commit::Created | Commit::Repaired) {
                     let seconds = started.elapsed().as_secs_f64();
@@ -333,24 +345,32 @@ async fn commit(
                 }
                 break;
             }
+            // Somebody removed what was written. The next checkpoint takes its place, and nothing takes that of the last one.
+            Err(error @ StoreError::Damaged(_)) if !is_last && refused >= DAMAGED_READS => {
+                tracing::error!(%error, step = version.0, "the checkpoint is given up");
+                return Committed::Refused(version);
+            }
             Err(error) => {
                 tracing::warn!(%error, step = version.0, "the manifest could not be written; trying again");
+                refused += 1;
                 backoff.wait().await;
             }
         }
     }
-    if let Err(error) = context
-        .ledger
-        .record_commit(version.0, manifest.manifest_digest())
-    {
+    let digest = manifest.manifest_digest();
+    if let Err(error) = context.ledger.record_commit(version.0, digest) {
         tracing::error!(%error, "the ledger does not take the committed step");
     }
-    committed(version);
-    match context
-        .store
-        .prune(context.run.config.checkpoint.keep)
-        .await
-    {
+    Committed::Yes(version)
+}
+
+async fn prune(context: &ProcessContext) {
+    let retention = context.run.retention();
+    let pruned = async {
+        let plan = context.store.plan_prune(&retention).await?;
+        context.store.carry_out(&plan).await
+    };
+    match pruned.await {
         Ok(report) => tracing::debug!(?report, "pruned"),
         Err(error) => tracing::warn!(%error, "old checkpoints could not be pruned"),
     }
@@ -361,6 +381,7 @@ fn manifest(
     context: &ProcessContext,
     version: Step,
     objects: &[Vec<u8>],
+    evaluation_loss: Option<f64>,
 ) -> Result<CheckpointManifest, String> {
     let mut seen = BTreeSet::new();
     let mut kept = Vec::new();
@@ -372,7 +393,7 @@ fn manifest(
             kept.push(object);
         }
     }
-    let metadata = context.run.checkpoint_metadata();
+    let metadata = context.run.checkpoint_metadata(evaluation_loss);
     CheckpointManifest::new(
         version.0,
         &context.run.identity,

@@ -1,5 +1,6 @@
 //! The coordinator actor: the protocol's coordinator, its election, and the logs of the run.
 
+mod cadence;
 mod drain;
 mod notes;
 mod policy;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use everstep_optim::TrainingNumerics;
-use everstep_protocol::coordinator::{Effect, Event};
+use everstep_protocol::coordinator::{Effect, Event, Phase};
 use everstep_protocol::{Coordinator, Decision, Epoch, Member, Message, Role, Step};
 use everstep_store::Quarantine;
 use everstep_telemetry::names::{metric, span};
@@ -18,9 +19,10 @@ use everstep_telemetry::{MetricsLog, StepMetrics, TensorBoard};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::Span;
 
+use self::cadence::Cadence;
 use self::drain::Leaving;
 use super::ActorArguments;
-use super::checkpointer::CheckpointerMessage;
+use super::checkpointer::{CheckpointerMessage, Committed};
 use super::recovery::Recoveries;
 use super::refusals::Refusals;
 use crate::election;
@@ -58,6 +60,8 @@ pub(crate) enum CoordinatorMessage {
     Quarantined(Vec<Quarantine>),
     /// A manifest is committed.
     ManifestCommitted(Step),
+    /// A manifest cannot be committed: objects that it names are gone.
+    ManifestRefused(Step),
     /// The newest intact checkpoint.
     CheckpointFound(Step),
     /// Time passed.
@@ -93,6 +97,12 @@ pub(crate) struct CoordinatorState {
     members: BTreeSet<Member>,
     /// Processes that shall leave.
     leaving: BTreeMap<u32, Leaving>,
+    /// When checkpoints are due, if not by steps.
+    cadence: Cadence,
+    /// The newest step that should have a checkpoint.
+    checkpoint_due: u64,
+    /// The last evaluation: version and loss.
+    evaluated: Option<(Step, f64)>,
     /// Workers whose quarantine is recorded, or being recorded.
     quarantines: BTreeMap<u32, Quarantine>,
     metrics: MetricsLog,
@@ -141,6 +151,7 @@ impl Actor for CoordinatorActor {
         }));
         myself.send_interval(context.run.timing.tick(), || CoordinatorMessage::Tick);
         let leader_heard_ms = context.now_ms();
+        let cadence = Cadence::new(context.run.config.checkpoint.every, leader_heard_ms);
         let mut state = CoordinatorState {
             context,
             address,
@@ -156,6 +167,9 @@ impl Actor for CoordinatorActor {
             search: None,
             members: BTreeSet::new(),
             leaving: BTreeMap::new(),
+            cadence,
+            checkpoint_due: 0,
+            evaluated: None,
             quarantines: BTreeMap::new(),
             metrics,
             tensorboard,
@@ -188,6 +202,9 @@ impl Actor for CoordinatorActor {
             CoordinatorMessage::ManifestCommitted(version) => {
                 state.step(&myself, Event::ManifestCommitted { version })
             }
+            CoordinatorMessage::ManifestRefused(version) => {
+                state.step(&myself, Event::ManifestRefused { version })
+            }
             CoordinatorMessage::CheckpointFound(version) => {
                 state.step(&myself, Event::CheckpointFound { version })
             }
@@ -206,6 +223,7 @@ impl Actor for CoordinatorActor {
                 state.metrics.refresh()?;
                 state.step_started = Instant::now();
                 let high_water = Step(state.metrics.last_step().unwrap_or(0));
+                state.cadence.elected(state.context.now_ms(), high_water.0);
                 let (process, node) = (
                     state.context.name().to_owned(),
                     state.context.node().to_owned(),
@@ -397,6 +415,12 @@ impl CoordinatorState {
             .take(HINTS_MAX)
             .map(|number| number * every)
             .collect();
+        // Those that were due by time are known to who committed them.
+        if let Ok(Some(commit)) = self.context.ledger.last_commit() {
+            hints.push(commit.step);
+        }
+        hints.sort_unstable_by_key(|step| std::cmp::Reverse(*step));
+        hints.dedup();
         if logged >= config.num_steps {
             hints.insert(0, config.num_steps);
         }
@@ -409,12 +433,24 @@ impl CoordinatorState {
             self.elect(myself);
         }
         self.step(myself, Event::Tick)?;
+        if self.machine.phase() == Phase::Training
+            && (self.cadence.is_due(now_ms, self.machine.is_checkpointing())
+                || self.context.store_health.take_newest_damaged())
+        {
+            self.checkpoint_due = self.machine.step().0 + 1;
+            self.step(myself, Event::CheckpointDue)?;
+        }
         self.tend_leaving();
         let health = &self.context.store_health;
         health.speak(self.electing || self.machine.is_leading());
         if self.machine.is_leading() {
-            let every = self.context.run.config.checkpoint.every;
-            health.progress(self.machine.step().0, self.machine.committed().0, every);
+            let (step, committed) = (self.machine.step().0, self.machine.committed().0);
+            let every = self.context.run.config.checkpoint.every.steps();
+            if let Some(due) = every.and_then(|every| step.checked_div(every)) {
+                self.checkpoint_due = due * every.unwrap_or(0);
+            }
+            let cadence = self.cadence.status(now_ms);
+            health.progress(step, committed, self.checkpoint_due, cadence);
         }
         if self.epoch.is_some() && now_ms.saturating_sub(self.status_written_ms) >= 200 {
             self.status_written_ms = now_ms;
@@ -452,6 +488,7 @@ impl CoordinatorState {
                 self.elect(myself);
             }
         }
+        self.cadence.failed();
         self.gone(process, incarnation);
         let lost = self.members_of(process, incarnation);
         if lost.is_empty() {
@@ -524,19 +561,24 @@ impl CoordinatorState {
                     SystemTime::now(),
                     &[(metric::VALIDATION_LOSS.name, loss)],
                 )?;
+                self.evaluated = Some((version, loss));
                 tracing::info!(step = version.0, loss, "validation loss");
             }
             Effect::CommitManifest { version, objects } => {
                 let reply = myself.clone();
-                let committed = Box::new(move |version| {
-                    let _ = reply.cast(CoordinatorMessage::ManifestCommitted(version));
+                let ended = Box::new(move |committed: Committed| {
+                    let _ = reply.cast(match committed {
+                        Committed::Yes(version) => CoordinatorMessage::ManifestCommitted(version),
+                        Committed::Refused(version) => CoordinatorMessage::ManifestRefused(version),
+                    });
                 });
-                let epoch = self.epoch.unwrap_or_default().0;
+                let evaluated = self.evaluated.filter(|(of, _)| *of == version);
                 self.context.checkpointer(CheckpointerMessage::Commit {
-                    epoch,
+                    epoch: self.epoch.unwrap_or_default().0,
                     version,
                     objects,
-                    committed,
+                    evaluation_loss: evaluated.map(|(_, loss)| loss),
+                    ended,
                 });
             }
             Effect::FindCheckpoint => self.find_checkpoint(myself),
@@ -570,6 +612,7 @@ impl CoordinatorState {
     fn log_step(&mut self, step: Step, decision: &Decision) -> Result<(), ActorProcessingErr> {
         let step_seconds = self.step_started.elapsed().as_secs_f64();
         self.step_started = Instant::now();
+        self.cadence.stepped(step_seconds);
         self.step_span = tracing::info_span!(parent: None, span::STEP, step = step.0 + 1);
         let metrics = StepMetrics {
             // In logs a step is known by how many are committed with it, as checkpoints are.

@@ -44,7 +44,8 @@ impl<N: Numerics> Coordinator<N> {
 
     /// Opens the checkpoint of `version` if one is due; returns whether the shards shall snapshot it.
     pub(super) fn begin_checkpoint(&mut self, now_ms: u64, version: Step) -> bool {
-        let forced = std::mem::take(&mut self.checkpoint_next);
+        let forced =
+            std::mem::take(&mut self.checkpoint_next) | std::mem::take(&mut self.checkpoint_due);
         if !(forced || self.is_checkpoint_due(version))
             || version <= self.committed
             || self.checkpoints.contains_key(&version)
@@ -147,10 +148,11 @@ impl<N: Numerics> Coordinator<N> {
         self.try_commit(version);
     }
 
-    /// Asks for the manifest when everything is stored. The last one also waits for the last evaluation: once it exists, nothing is left to do.
+    /// Asks for the manifest when everything is stored and the version, if it is evaluated at all, is evaluated: the manifest tells the
+    /// loss, and once the last one exists nothing is left to do.
     pub(super) fn try_commit(&mut self, version: Step) {
-        let is_last = self.is_last(version);
-        if is_last && (self.work.step != version || !self.is_evaluated()) {
+        let is_current = self.work.step == version;
+        if (is_current && !self.is_evaluated()) || (self.is_last(version) && !is_current) {
             return;
         }
         let Some(checkpoint) = self.checkpoints.get_mut(&version) else {
@@ -184,6 +186,13 @@ impl<N: Numerics> Coordinator<N> {
         }
         if self.is_last(version) && self.phase != Phase::Finished {
             self.finish(now_ms);
+        }
+    }
+
+    /// A checkpoint whose objects are gone is no checkpoint. The last one is begun again with the next tick.
+    pub(super) fn on_manifest_refused(&mut self, version: Step) {
+        if self.checkpoints.remove(&version).is_some() {
+            self.note(Note::CheckpointAbandoned { version });
         }
     }
 

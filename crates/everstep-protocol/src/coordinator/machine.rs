@@ -78,6 +78,8 @@ pub struct Coordinator<N: Numerics> {
     pub(super) draining: BTreeMap<Member, Drain>,
     /// The next version is checkpointed, due or not.
     pub(super) checkpoint_next: bool,
+    /// The shell's clock asked for a checkpoint.
+    pub(super) checkpoint_due: bool,
     /// The version to stop at, if nobody can take what draining shards hold.
     pub(super) hold: Option<Step>,
     /// When the open step began.
@@ -126,6 +128,7 @@ impl<N: Numerics> Coordinator<N> {
             slots_recomputed: 0,
             draining: BTreeMap::new(),
             checkpoint_next: false,
+            checkpoint_due: false,
             hold: None,
             step_since_ms: 0,
             step_ms: None,
@@ -167,6 +170,11 @@ impl<N: Numerics> Coordinator<N> {
     /// Version of the newest committed checkpoint that it knows of.
     pub fn committed(&self) -> Step {
         self.committed
+    }
+
+    /// Whether a checkpoint is on its way, or will be with the next version.
+    pub fn is_checkpointing(&self) -> bool {
+        self.checkpoint_due || !self.checkpoints.is_empty()
     }
 
     /// Workers that are leased nothing, in any life, because they lied.
@@ -213,6 +221,12 @@ impl<N: Numerics> Coordinator<N> {
             } => {
                 if self.is_leading() {
                     self.on_drain(now_ms, members, seconds_left);
+                }
+            }
+            Event::CheckpointDue => self.checkpoint_due = self.is_leading(),
+            Event::ManifestRefused { version } => {
+                if self.is_leading() {
+                    self.on_manifest_refused(version);
                 }
             }
             Event::ManifestCommitted { version } => {
@@ -284,6 +298,7 @@ impl<N: Numerics> Coordinator<N> {
         self.evaluated = None;
         self.draining.clear();
         self.checkpoint_next = false;
+        self.checkpoint_due = false;
         self.hold = None;
         self.step_ms = None;
         self.pulse.stop();

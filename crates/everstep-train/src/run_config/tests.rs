@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::time::Duration;
 
 use everstep_data::TokenizerKind;
 use everstep_model::{Architecture, Mlp, Norm, Positions};
@@ -7,6 +8,7 @@ use everstep_protocol::Step;
 use everstep_protocol::policy::LossPolicy;
 
 use super::*;
+use crate::checkpoint_every::CheckpointEvery;
 use crate::sections::{Determinism, Election};
 
 const SMALL: &str = r#"
@@ -76,7 +78,7 @@ fn defaults_are_filled_in() {
             config.checkpoint.every,
             config.checkpoint.keep
         ),
-        (0, 100, 3)
+        (0, CheckpointEvery::Steps(100), 3)
     );
     assert_eq!(
         (config.cluster.replication, config.cluster.block_params),
@@ -85,6 +87,25 @@ fn defaults_are_filled_in() {
     assert_eq!(config.cluster.election, Election::Store);
     assert_eq!(config.optimizer(), OptimizerConfig::new(1e-3, 100));
     assert_eq!(config.optimizer_extras().z_loss, 0.0);
+}
+
+#[test]
+fn checkpoints_are_due_by_steps_by_time_or_by_what_is_best() {
+    for (text, every) in [
+        ("0", CheckpointEvery::Steps(0)),
+        ("250", CheckpointEvery::Steps(250)),
+        ("90s", CheckpointEvery::Time(Duration::from_secs(90))),
+        ("1h 5m", CheckpointEvery::Time(Duration::from_secs(3900))),
+        ("100ms", CheckpointEvery::Time(Duration::from_millis(100))),
+        ("auto", CheckpointEvery::Auto),
+    ] {
+        let config = small(&[&format!("checkpoint.every={text}")]);
+        assert_eq!(config.checkpoint.every, every, "{text}");
+        // What is written to the run directory is understood again.
+        let written = toml::to_string(&config).unwrap();
+        let again = RunConfig::parse(Path::new("run.toml"), &written, &[]).unwrap();
+        assert_eq!(again.checkpoint, config.checkpoint, "{text}");
+    }
 }
 
 #[test]
@@ -247,6 +268,26 @@ fn mistakes_name_the_field_and_what_is_allowed() {
         (
             "evaluation.rows=0",
             "evaluation.rows: is 0; allowed: at least 1",
+        ),
+        (
+            "checkpoint.every=soon",
+            "checkpoint.every: invalid value: string \"soon\"; allowed: a number of steps, a time of at least 100ms such as \"30s\" or \"10m\", or \"auto\"",
+        ),
+        (
+            "checkpoint.every=1ms",
+            "checkpoint.every: invalid value: string \"1ms\"; allowed: a number of steps",
+        ),
+        (
+            "checkpoint.every=-1",
+            "checkpoint.every: invalid value: integer `-1`; allowed: a number of steps",
+        ),
+        (
+            "checkpoint.keep_every=0",
+            "checkpoint.keep_every: is 0; allowed: at least 1",
+        ),
+        (
+            "checkpoint.keep_best=1",
+            "checkpoint.keep_best: is 1, but nothing is evaluated; allowed: 0, or evaluation.every above 0",
         ),
         (
             "checkpoint.keep=0",

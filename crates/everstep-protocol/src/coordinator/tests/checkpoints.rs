@@ -107,6 +107,77 @@ fn evaluations_hold_the_decision_and_the_last_one_the_last_manifest() {
 }
 
 #[test]
+fn what_the_clock_asks_for_is_taken_with_the_next_version() {
+    let mut bench = Bench::training(CoordinatorConfig {
+        checkpoint_every: 0,
+        num_steps: 9,
+        ..config()
+    });
+    let step = |bench: &mut Bench, step| {
+        bench.reduced(step, 0);
+        bench.reduced(step, 1)[1].clone()
+    };
+    assert_eq!(step(&mut bench, 0), "s-0 decide 0");
+    assert!(!bench.coordinator.is_checkpointing());
+    assert_eq!(bench.take(Event::CheckpointDue), NOTHING);
+    assert!(bench.coordinator.is_checkpointing());
+    assert_eq!(step(&mut bench, 1), "s-0 decide 1 snapshot");
+    assert_eq!(step(&mut bench, 2), "s-0 decide 2", "asked once");
+    let stored = Message::Stored {
+        version: Step(2),
+        blocks: vec![0, 1],
+        object: vec![7],
+    };
+    assert!(bench.coordinator.is_checkpointing());
+    assert_eq!(bench.hear(shard(0), stored), ["commit 2 [[7]]"]);
+    bench.take(Event::ManifestCommitted { version: Step(2) });
+    assert!(!bench.coordinator.is_checkpointing());
+    // The clock of one who leads no more, or not yet, counts for nothing.
+    let mut standby = Bench::new(config());
+    standby.take(Event::CheckpointDue);
+    assert!(!standby.coordinator.is_checkpointing());
+}
+
+#[test]
+fn a_refused_manifest_is_no_checkpoint_and_the_last_one_is_taken_again() {
+    let mut bench = Bench::training(CoordinatorConfig {
+        num_steps: 3,
+        ..config()
+    });
+    let stored = |version| Message::Stored {
+        version: Step(version),
+        blocks: vec![0, 1],
+        object: vec![version as u8],
+    };
+    for step in 0..2 {
+        bench.reduced(step, 0);
+        bench.reduced(step, 1);
+    }
+    assert_eq!(bench.hear(shard(0), stored(2)), ["commit 2 [[2]]"]);
+    let refused = |version| Event::ManifestRefused {
+        version: Step(version),
+    };
+    assert_eq!(
+        bench.take(refused(2)),
+        ["CheckpointAbandoned { version: Step(2) }"]
+    );
+    assert_eq!(bench.take(refused(2)), NOTHING, "twice");
+    assert_eq!(bench.coordinator.committed(), Step(0));
+    bench.reduced(2, 0);
+    bench.reduced(2, 1);
+    assert_eq!(bench.hear(shard(0), stored(3)), ["commit 3 [[3]]"]);
+    bench.take(refused(3));
+    let said = bench.tick(100);
+    assert!(
+        said.iter().any(|line| line.contains("snapshot 3")),
+        "{said:?}"
+    );
+    assert_eq!(bench.hear(shard(0), stored(3)), ["commit 3 [[3]]"]);
+    let said = bench.take(Event::ManifestCommitted { version: Step(3) });
+    assert_eq!(said.last().unwrap(), "Finished");
+}
+
+#[test]
 fn while_the_store_is_away_the_newest_snapshot_replaces_the_one_between() {
     let mut bench = Bench::training(CoordinatorConfig {
         num_steps: 9,
