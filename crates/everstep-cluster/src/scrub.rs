@@ -91,7 +91,7 @@ async fn scrub_next(
             .store
             .quarantine_checkpoint(step, &report.damage, &now)
     };
-    patiently(context, Access::Write, quarantine).await?;
+    let marked = patiently(context, Access::Write, quarantine).await?;
     for damage in &report.damage {
         let (object, reason) = (damage.object.clone(), damage.reason.to_string());
         tracing::error!(step, object, reason, "the scrub found a damaged checkpoint");
@@ -101,7 +101,8 @@ async fn scrub_next(
             reason,
         });
     }
-    if steps.last() == Some(&step) {
+    // It may share the damaged object with an older one.
+    if steps.last().is_some_and(|newest| marked.contains(newest)) {
         context.store_health.newest_is_damaged();
     }
     Ok(true)

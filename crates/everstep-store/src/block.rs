@@ -1,12 +1,58 @@
 //! Blocks and their safetensors form.
 
 use std::fmt::Write as _;
+use std::io;
+use std::ops::Range;
 
-use crate::digest::{Digest, extend_le, optimizer_digest, param_digest};
+use crate::digest::{Digest, extend_le};
 use crate::manifest::BlockEntry;
 
 /// Bytes hashed between two chances for other tasks to run; about a millisecond.
 const HASH_BYTES: usize = 1 << 20;
+
+/// The tensors of a block, in the order in which they stand in an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Parameters (master weights).
+    Param,
+    /// First moments.
+    M,
+    /// Second moments.
+    V,
+}
+
+impl Part {
+    const ALL: [Self; 3] = [Self::Param, Self::M, Self::V];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Param => "param",
+            Self::M => "m",
+            Self::V => "v",
+        }
+    }
+}
+
+/// A block that is to be written, wherever its values are: in memory ([`BlockState`]), in a file, on a device.
+///
+/// It is read from front to back several times (for the digests and for the upload), at most some megabytes at once, and must not
+/// change meanwhile.
+pub trait BlockSource: Sync {
+    /// The block.
+    fn block(&self) -> u32;
+
+    /// How many values a part has; 0 if the optimizer keeps none.
+    fn len(&self, part: Part) -> usize;
+
+    /// Appends some values of a part, f32 little-endian.
+    ///
+    /// # Errors
+    /// Whatever keeps them from being read; the write ends with it.
+    fn read(&self, part: Part, values: Range<usize>, bytes: &mut Vec<u8>) -> io::Result<()>;
+
+    /// [`BlockState::extra`].
+    fn extra(&self) -> &str;
+}
 
 /// Parameters and optimizer state of one block, float32.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,27 +69,94 @@ pub struct BlockState {
     pub extra: String,
 }
 
+impl BlockState {
+    fn part(&self, part: Part) -> &[f32] {
+        match part {
+            Part::Param => &self.param,
+            Part::M => &self.m,
+            Part::V => &self.v,
+        }
+    }
+}
+
+impl BlockSource for BlockState {
+    fn block(&self) -> u32 {
+        self.block
+    }
+
+    fn len(&self, part: Part) -> usize {
+        self.part(part).len()
+    }
+
+    fn read(&self, part: Part, values: Range<usize>, bytes: &mut Vec<u8>) -> io::Result<()> {
+        extend_le(bytes, &self.part(part)[values]);
+        Ok(())
+    }
+
+    fn extra(&self) -> &str {
+        &self.extra
+    }
+}
+
+/// What a manifest says of `blocks`, but for their places in an object; other tasks run now and then.
+pub(crate) async fn entries<B: BlockSource>(blocks: &[&B]) -> io::Result<Vec<BlockEntry>> {
+    let mut entries = Vec::with_capacity(blocks.len());
+    for block in blocks {
+        entries.push(entry(*block).await?);
+    }
+    Ok(entries)
+}
+
+async fn entry<B: BlockSource>(block: &B) -> io::Result<BlockEntry> {
+    let (mut param, mut optimizer) = (blake3::Hasher::new(), blake3::Hasher::new());
+    for part in Part::ALL {
+        let hasher = match part {
+            Part::Param => &mut param,
+            Part::M | Part::V => {
+                optimizer.update(&(block.len(part) as u64).to_le_bytes());
+                &mut optimizer
+            }
+        };
+        let mut cursor = Cursor::over(vec![(block, part)]);
+        while let Some(chunk) = cursor.next_chunk(HASH_BYTES)? {
+            hasher.update(&chunk);
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(BlockEntry {
+        block: block.block(),
+        offset: 0,
+        param_len: block.len(Part::Param) as u64,
+        m_len: block.len(Part::M) as u64,
+        v_len: block.len(Part::V) as u64,
+        extra: block.extra().to_owned(),
+        param_digest: param.finalize().into(),
+        optimizer_digest: optimizer.finalize().into(),
+    })
+}
+
 /// A safetensors file that is produced piece by piece: the header is in memory, the tensors are the caller's.
 #[derive(Debug)]
-pub(crate) struct ObjectImage<'a> {
+pub(crate) struct ObjectImage<'a, B> {
     header: Vec<u8>,
-    blocks: Vec<&'a BlockState>,
+    blocks: Vec<&'a B>,
     len: u64,
 }
 
-impl<'a> ObjectImage<'a> {
+impl<'a, B: BlockSource> ObjectImage<'a, B> {
     /// `blocks` ascending by block.
-    pub(crate) fn new(step: u64, blocks: Vec<&'a BlockState>) -> Self {
+    pub(crate) fn new(step: u64, blocks: Vec<&'a B>) -> Self {
         let mut json =
             format!("{{\"__metadata__\":{{\"format\":\"everstep-blocks-1\",\"step\":\"{step}\"}}");
         let mut offset = 0u64;
         for block in &blocks {
-            for (part, values) in [("param", &block.param), ("m", &block.m), ("v", &block.v)] {
-                let (id, len) = (block.block, values.len());
+            for part in Part::ALL {
+                let (id, len) = (block.block(), block.len(part));
                 let end = offset + 4 * len as u64;
                 write!(
                     json,
-                    ",\"block.{id}.{part}\":{{\"dtype\":\"F32\",\"shape\":[{len}],\"data_offsets\":[{offset},{end}]}}"
+                    ",\"block.{id}.{}\":{{\"dtype\":\"F32\",\"shape\":[{len}],\"data_offsets\":[{offset},{end}]}}",
+                    part.name()
                 )
                 .expect("writing to a string cannot fail");
                 offset = end;
@@ -70,66 +183,56 @@ impl<'a> ObjectImage<'a> {
     }
 
     /// Starts reading at the first byte.
-    pub(crate) fn cursor(&self) -> Cursor<'_> {
-        let tensors = self
-            .blocks
-            .iter()
-            .flat_map(|block| [&block.param[..], &block.m, &block.v])
-            .collect();
+    pub(crate) fn cursor(&self) -> Cursor<'_, B> {
+        let parts = |block: &&'a B| Part::ALL.map(|part| (*block, part));
         Cursor {
             header: &self.header,
+            ..Cursor::over(self.blocks.iter().flat_map(parts).collect())
+        }
+    }
+
+    /// The digest of the whole object.
+    pub(crate) async fn digest(&self) -> io::Result<Digest> {
+        let mut hasher = blake3::Hasher::new();
+        let mut cursor = self.cursor();
+        while let Some(chunk) = cursor.next_chunk(HASH_BYTES)? {
+            hasher.update(&chunk);
+            tokio::task::yield_now().await;
+        }
+        Ok(hasher.finalize().into())
+    }
+
+    /// Says in the entries of its blocks, in the same order, where they are.
+    pub(crate) fn place(&self, entries: &mut [BlockEntry]) {
+        let mut offset = self.header.len() as u64;
+        for entry in entries {
+            entry.offset = offset;
+            offset += 4 * (entry.param_len + entry.m_len + entry.v_len);
+        }
+    }
+}
+
+/// Reads an [`ObjectImage`] from front to back.
+#[derive(Debug)]
+pub(crate) struct Cursor<'a, B> {
+    header: &'a [u8],
+    tensors: Vec<(&'a B, Part)>,
+    tensor: usize,
+    value: usize,
+}
+
+impl<'a, B: BlockSource> Cursor<'a, B> {
+    fn over(tensors: Vec<(&'a B, Part)>) -> Self {
+        Self {
+            header: &[],
             tensors,
             tensor: 0,
             value: 0,
         }
     }
 
-    /// The digest of the whole object.
-    pub(crate) async fn digest(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        let mut cursor = self.cursor();
-        while let Some(chunk) = cursor.next_chunk(HASH_BYTES) {
-            hasher.update(&chunk);
-            tokio::task::yield_now().await;
-        }
-        hasher.finalize().into()
-    }
-
-    /// What the manifest says about the blocks.
-    pub(crate) async fn entries(&self) -> Vec<BlockEntry> {
-        let mut offset = self.header.len() as u64;
-        let mut entries = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
-            let entry = BlockEntry {
-                block: block.block,
-                offset,
-                param_len: block.param.len() as u64,
-                m_len: block.m.len() as u64,
-                v_len: block.v.len() as u64,
-                extra: block.extra.clone(),
-                param_digest: param_digest(&block.param),
-                optimizer_digest: optimizer_digest(&block.m, &block.v),
-            };
-            offset += 4 * (entry.param_len + entry.m_len + entry.v_len);
-            entries.push(entry);
-            tokio::task::yield_now().await;
-        }
-        entries
-    }
-}
-
-/// Reads an [`ObjectImage`] from front to back.
-#[derive(Debug)]
-pub(crate) struct Cursor<'a> {
-    header: &'a [u8],
-    tensors: Vec<&'a [f32]>,
-    tensor: usize,
-    value: usize,
-}
-
-impl Cursor<'_> {
     /// The next `bytes` bytes (rounded up to whole values; at the end fewer), `None` after the last one.
-    pub(crate) fn next_chunk(&mut self, bytes: usize) -> Option<Vec<u8>> {
+    pub(crate) fn next_chunk(&mut self, bytes: usize) -> io::Result<Option<Vec<u8>>> {
         let mut chunk = Vec::new();
         while chunk.len() < bytes {
             let room = bytes - chunk.len();
@@ -139,22 +242,24 @@ impl Cursor<'_> {
                 self.header = later;
                 continue;
             }
-            let Some(rest) = self
-                .tensors
-                .get(self.tensor)
-                .map(|values| &values[self.value..])
-            else {
+            let Some(&(block, part)) = self.tensors.get(self.tensor) else {
                 break;
             };
-            if rest.is_empty() {
+            let rest = block.len(part) - self.value;
+            if rest == 0 {
                 (self.tensor, self.value) = (self.tensor + 1, 0);
                 continue;
             }
-            let count = room.div_ceil(4).min(rest.len());
-            extend_le(&mut chunk, &rest[..count]);
+            let count = room.div_ceil(4).min(rest);
+            let end = chunk.len() + 4 * count;
+            block.read(part, self.value..self.value + count, &mut chunk)?;
+            if chunk.len() != end {
+                // What comes after it would stand at the wrong place.
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             self.value += count;
         }
-        (!chunk.is_empty()).then_some(chunk)
+        Ok((!chunk.is_empty()).then_some(chunk))
     }
 }
 
@@ -163,11 +268,11 @@ mod tests {
     use safetensors::SafeTensors;
 
     use super::*;
-    use crate::digest::from_le;
+    use crate::digest::{from_le, optimizer_digest, param_digest};
 
-    fn read_all(image: &ObjectImage<'_>, chunk_bytes: usize) -> Vec<u8> {
+    fn read_all(image: &ObjectImage<'_, BlockState>, chunk_bytes: usize) -> Vec<u8> {
         let mut cursor = image.cursor();
-        std::iter::from_fn(|| cursor.next_chunk(chunk_bytes))
+        std::iter::from_fn(|| cursor.next_chunk(chunk_bytes).unwrap())
             .flatten()
             .collect()
     }
@@ -220,10 +325,13 @@ mod tests {
         };
         let image = ObjectImage::new(1, vec![&block]);
         let bytes = read_all(&image, 64);
-        let entry = &image.entries().await[0];
+        let mut entries = entries(&[&block]).await.unwrap();
+        image.place(&mut entries);
+        let entry = &entries[0];
         let (start, end) = (entry.offset as usize, entry.end().unwrap() as usize);
         assert_eq!(from_le(&bytes[start..end]), [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(entry.param_digest, param_digest(&block.param));
-        assert_eq!(image.digest().await, Digest::of(&bytes));
+        assert_eq!(entry.optimizer_digest, optimizer_digest(&block.m, &block.v));
+        assert_eq!(image.digest().await.unwrap(), Digest::of(&bytes));
     }
 }

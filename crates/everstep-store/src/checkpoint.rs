@@ -1,14 +1,15 @@
 //! Writing checkpoints: objects first, then the manifest, whose creation is the commit.
 
+use std::collections::BTreeSet;
+
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
-use crate::block::{BlockState, ObjectImage};
+use crate::block::{BlockSource, ObjectImage, entries};
 use crate::error::{Damage, DamageReason, StoreError, io};
-use crate::manifest::{CheckpointManifest, CheckpointObject, folder, manifest_key};
+use crate::manifest::{BlockEntry, CheckpointManifest, CheckpointObject, folder, manifest_key};
 use crate::run_store::{RunStore, check_name};
-use crate::sealed;
 use crate::upload::upload;
 use crate::verify::Depth;
 
@@ -27,7 +28,8 @@ pub enum Commit {
 }
 
 impl RunStore {
-    /// Writes an object with some blocks of `step`; it is garbage until a manifest names it.
+    /// Writes an object with some blocks of `step`; it is garbage until a manifest names it. [`RunStore::put_changed`] leaves out what
+    /// an older checkpoint has.
     ///
     /// The object's name holds `writer_name` and the digest of its contents: writing the same again is harmless, and a
     /// late writer cannot touch what another has committed. Beside `blocks` an upload holds five parts in memory
@@ -37,36 +39,37 @@ impl RunStore {
     /// on S3 until the bucket's rule for incomplete multipart uploads removes them.
     ///
     /// # Errors
-    /// [`StoreError::InvalidCheckpoint`] for no blocks or one twice; [`StoreError::BadName`];
+    /// [`StoreError::InvalidCheckpoint`] for no blocks, for one twice, and for one that cannot be read; [`StoreError::BadName`];
     /// [`StoreError::Io`] when the store gave up.
-    pub async fn put_blocks(
+    pub async fn put_blocks<B: BlockSource>(
         &self,
         step: u64,
         writer_name: &str,
-        blocks: &[BlockState],
+        blocks: &[B],
     ) -> Result<CheckpointObject, StoreError> {
-        check_name("writer name", writer_name)?;
-        let mut blocks: Vec<&BlockState> = blocks.iter().collect();
-        blocks.sort_by_key(|block| block.block);
-        let invalid = |reason: String| StoreError::InvalidCheckpoint { step, reason };
-        if let Some(pair) = blocks
-            .windows(2)
-            .find(|pair| pair[0].block == pair[1].block)
-        {
-            return Err(invalid(format!("block {} is there twice", pair[0].block)));
-        }
-        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
-            return Err(invalid("an object needs at least one block".to_owned()));
-        };
-        let range = format!("{:06}-{:06}", first.block, last.block);
+        let blocks = ascending(step, writer_name, blocks)?;
+        let entries = entries(&blocks).await.map_err(unread(step))?;
+        self.write_object(step, writer_name, blocks, entries).await
+    }
+
+    /// Writes an object of `blocks`, at least one, ascending, with their entries.
+    pub(crate) async fn write_object<B: BlockSource>(
+        &self,
+        step: u64,
+        writer_name: &str,
+        blocks: Vec<&B>,
+        mut entries: Vec<BlockEntry>,
+    ) -> Result<CheckpointObject, StoreError> {
+        let id = |entry: Option<&BlockEntry>| entry.map_or(0, |entry| entry.block);
+        let range = format!("{:06}-{:06}", id(entries.first()), id(entries.last()));
         let image = ObjectImage::new(step, blocks);
-        let blake3 = image.digest().await;
+        let blake3 = image.digest().await.map_err(unread(step))?;
         let key = format!(
             "{}/blocks-{range}-{writer_name}-{:.16}.st",
             folder(step),
             blake3.to_string()
         );
-        let entries = image.entries().await;
+        image.place(&mut entries);
         upload(&self.backend.bulk, &Path::from(key.as_str()), &image)
             .await
             .map_err(io("write", &key))?;
@@ -83,25 +86,39 @@ impl RunStore {
     /// Idempotent: a step that is committed already with the same digests is [`Commit::AlreadyCommitted`], however the
     /// blocks were spread over objects.
     ///
+    /// Objects of older checkpoints may be removed at any time, by this program or another one. If so, the commit is refused and leaves
+    /// no manifest: see `share.rs` for why it cannot miss it.
+    ///
     /// # Errors
     /// [`StoreError::NoRun`] without a run; [`StoreError::ForeignCheckpoint`] for one of another run;
-    /// [`StoreError::Damaged`] if an object is missing or has another size; [`StoreError::CommitConflict`] if the step is
-    /// committed with other bits; [`StoreError::Io`], after which the commit may have happened: ask again.
+    /// [`StoreError::Damaged`] if an object is missing or has another size, or if a shared one is being removed or known to be damaged:
+    /// the step is not committed, write its blocks again; [`StoreError::CommitConflict`] if the step is committed with other bits;
+    /// [`StoreError::Io`], after which the commit may have happened: ask again.
     pub async fn commit(&self, manifest: &CheckpointManifest) -> Result<Commit, StoreError> {
+        self.commit_beside(manifest, &BTreeSet::new()).await
+    }
+
+    /// Commits a checkpoint whose objects `own` were written for it, whatever step's folder they lie in.
+    pub(crate) async fn commit_beside(
+        &self,
+        manifest: &CheckpointManifest,
+        own: &BTreeSet<String>,
+    ) -> Result<Commit, StoreError> {
         let step = manifest.step;
+        let _no_removals = self.removals.read().await;
         self.check_origin(manifest).await?;
-        // Boxed and collected, so that the future of this method is `Send` for every lifetime of the manifest.
-        let checks: Vec<_> = manifest
-            .objects
-            .iter()
-            .map(|object| self.check_size(step, object).boxed())
-            .collect();
-        futures::stream::iter(checks)
-            .buffer_unordered(HEADS_IN_FLIGHT_MAX)
-            .try_collect::<()>()
-            .await?;
-        let bytes = sealed::seal(manifest);
-        if self.create(&manifest_key(step), bytes.into()).await? {
+        self.check_sizes(step, manifest.objects.iter()).await?;
+        self.check_suspects(manifest).await?;
+        if self
+            .create(&manifest_key(step), manifest.encode().into())
+            .await?
+        {
+            if let Err(error) = self.check_shared(manifest, own).await {
+                if matches!(error, StoreError::Damaged(_)) {
+                    self.delete(&manifest_key(step)).await?;
+                }
+                return Err(error);
+            }
             // What was quarantined under this step is gone.
             self.lift_checkpoint(step).await?;
             return Ok(Commit::Created);
@@ -109,15 +126,17 @@ impl RunStore {
         let there = match self.load_manifest(step).await {
             Ok(there) => there,
             // Its bytes do not verify: they commit nothing, and stand in the way of what does.
-            Err(StoreError::Damaged(_)) => {
-                return self.replace_manifest(manifest).await;
-            }
+            Err(StoreError::Damaged(_)) => return self.replace_manifest(manifest, own).await,
             Err(error) => return Err(error),
         };
         if there == *manifest {
-            // Also what a request looks like that was repeated after its answer got lost. If it was quarantined, the same objects
-            // have been written again.
-            self.lift_checkpoint(step).await?;
+            // Also what a request looks like that was repeated after its answer got lost.
+            self.check_shared(manifest, own).await?;
+            if self.quarantined_steps().await?.contains(&step) {
+                // Its own objects have been written again, and the others not.
+                self.check_objects(step, manifest.shared_objects()).await?;
+                self.lift_checkpoint(step).await?;
+            }
             return Ok(Commit::AlreadyCommitted);
         }
         self.same_bits(manifest, &there)?;
@@ -127,12 +146,20 @@ impl RunStore {
             self.lift_checkpoint(step).await?;
             return Ok(Commit::AlreadyCommitted);
         }
-        self.replace_manifest(manifest).await
+        // What is damaged may be what both share.
+        self.check_objects(step, manifest.shared_objects()).await?;
+        self.replace_manifest(manifest, own).await
     }
 
-    async fn replace_manifest(&self, manifest: &CheckpointManifest) -> Result<Commit, StoreError> {
-        self.put(&manifest_key(manifest.step), sealed::seal(manifest).into())
+    /// What is there can be no worse: a refusal leaves it replaced.
+    async fn replace_manifest(
+        &self,
+        manifest: &CheckpointManifest,
+        own: &BTreeSet<String>,
+    ) -> Result<Commit, StoreError> {
+        self.put(&manifest_key(manifest.step), manifest.encode().into())
             .await?;
+        self.check_shared(manifest, own).await?;
         self.lift_checkpoint(manifest.step).await?;
         Ok(Commit::Repaired)
     }
@@ -190,6 +217,21 @@ impl RunStore {
         Ok(())
     }
 
+    pub(crate) async fn check_sizes(
+        &self,
+        step: u64,
+        objects: impl Iterator<Item = &CheckpointObject>,
+    ) -> Result<(), StoreError> {
+        // Boxed and collected, so that the future of this method is `Send` for every lifetime of the manifest.
+        let checks: Vec<_> = objects
+            .map(|object| self.check_size(step, object).boxed())
+            .collect();
+        futures::stream::iter(checks)
+            .buffer_unordered(HEADS_IN_FLIGHT_MAX)
+            .try_collect()
+            .await
+    }
+
     /// Compares an object's size with the manifest's.
     pub(crate) async fn check_size(
         &self,
@@ -214,5 +256,35 @@ impl RunStore {
             reason,
         }
         .into())
+    }
+}
+
+/// The blocks, ascending, if they can be written under this name.
+pub(crate) fn ascending<'a, B: BlockSource>(
+    step: u64,
+    writer_name: &str,
+    blocks: &'a [B],
+) -> Result<Vec<&'a B>, StoreError> {
+    check_name("writer name", writer_name)?;
+    let mut blocks: Vec<&B> = blocks.iter().collect();
+    blocks.sort_by_key(|block| block.block());
+    let invalid = |reason: String| StoreError::InvalidCheckpoint { step, reason };
+    if let Some(pair) = blocks
+        .windows(2)
+        .find(|pair| pair[0].block() == pair[1].block())
+    {
+        return Err(invalid(format!("block {} is there twice", pair[0].block())));
+    }
+    if blocks.is_empty() {
+        return Err(invalid("an object needs at least one block".to_owned()));
+    }
+    Ok(blocks)
+}
+
+/// Wraps what kept a block from being read for [`Result::map_err`].
+pub(crate) fn unread(step: u64) -> impl Fn(std::io::Error) -> StoreError {
+    move |error| StoreError::InvalidCheckpoint {
+        step,
+        reason: format!("a block cannot be read: {error}"),
     }
 }

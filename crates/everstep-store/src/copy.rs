@@ -1,5 +1,6 @@
 //! Copying a run's checkpoints from one store to another.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::{StreamExt, TryStreamExt};
@@ -99,7 +100,11 @@ impl RunStore {
                 Err(error) => return Err(error),
             }
         }
-        let total = manifests.iter().map(CheckpointManifest::bytes).sum();
+        let objects = manifests.iter().flat_map(|manifest| &manifest.objects);
+        let sizes: BTreeMap<&str, u64> = objects
+            .map(|object| (object.key.as_str(), object.bytes))
+            .collect();
+        let total = sizes.values().sum();
         progress.total.store(total, Ordering::Relaxed);
         to.check_writable().await?;
         let run_toml = self.run_toml().await?.unwrap_or_default();
@@ -107,29 +112,34 @@ impl RunStore {
 
         let pinned = self.pinned_steps().await?;
         manifests.sort_by_key(|manifest| std::cmp::Reverse(manifest.step));
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
+        let mut copied: BTreeSet<String> = BTreeSet::new();
         for manifest in &manifests {
             let done = progress.done_bytes();
-            if self.copy_step(to, manifest, progress, &mut report).await?
-                && pinned.contains(&manifest.step)
-            {
+            let new = manifest
+                .objects
+                .iter()
+                .filter(|object| seen.insert(&object.key));
+            let new_bytes: u64 = new.map(|object| object.bytes).sum();
+            let step = self.copy_step(to, manifest, progress, &mut copied, &mut report);
+            if step.await? && pinned.contains(&manifest.step) {
                 to.pin(manifest.step).await?;
             }
             // Damaged objects are over as well.
-            progress
-                .done
-                .store(done + manifest.bytes(), Ordering::Relaxed);
+            progress.done.store(done + new_bytes, Ordering::Relaxed);
         }
         report.copied.sort_unstable();
         report.there.sort_unstable();
         Ok(report)
     }
 
-    /// True if the step is committed at the destination now.
+    /// True if the step is committed at the destination now. `copied` are the objects that are there for sure.
     async fn copy_step(
         &self,
         to: &RunStore,
         manifest: &CheckpointManifest,
         progress: &CopyProgress,
+        copied: &mut BTreeSet<String>,
         report: &mut CopyReport,
     ) -> Result<bool, StoreError> {
         let step = manifest.step;
@@ -147,7 +157,12 @@ impl RunStore {
             Err(StoreError::Damaged(_)) => {}
             Err(error) => return Err(error),
         }
-        let sent: Vec<Outcome> = futures::stream::iter(&manifest.objects)
+        let missing: Vec<&CheckpointObject> = manifest
+            .objects
+            .iter()
+            .filter(|object| !copied.contains(&object.key))
+            .collect();
+        let sent: Vec<Outcome> = futures::stream::iter(missing.iter().copied())
             .map(|object| self.copy_object(to, step, object, progress))
             .buffer_unordered(OBJECTS_IN_FLIGHT_MAX)
             .try_collect()
@@ -165,6 +180,7 @@ impl RunStore {
             }
             return Ok(false);
         }
+        copied.extend(missing.iter().map(|object| object.key.clone()));
         for sent in sent {
             match sent {
                 Outcome::Sent(bytes) => {
@@ -175,7 +191,7 @@ impl RunStore {
                 Outcome::Damaged(_) => {}
             }
         }
-        to.commit(manifest).await?;
+        to.commit_beside(manifest, copied).await?;
         report.copied.push(step);
         Ok(true)
     }

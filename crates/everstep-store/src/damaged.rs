@@ -39,19 +39,20 @@ fn key(step: u64) -> String {
 }
 
 impl RunStore {
-    /// Marks a checkpoint as damaged; a mark that is there is replaced. `time` is RFC 3339.
+    /// Marks a checkpoint as damaged, and every other one that shares a damaged object with it; says which. A mark that is there is
+    /// replaced, on others it stays. `time` is RFC 3339.
     ///
     /// From then on [`RunStore::checkpoints`], [`RunStore::latest_committed`] and [`RunStore::latest_intact`] pass it over and
     /// pruning does not count it, until its step is committed again or [`RunStore::lift_checkpoint`] is called.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::Io`], [`StoreError::NewerVersion`].
     pub async fn quarantine_checkpoint(
         &self,
         step: u64,
         damage: &[Damage],
         time: &str,
-    ) -> Result<(), StoreError> {
+    ) -> Result<BTreeSet<u64>, StoreError> {
         let object = |damage: &Damage| DamagedObject {
             key: damage.object.clone(),
             reason: damage.reason.to_string(),
@@ -61,7 +62,27 @@ impl RunStore {
             time: time.to_owned(),
             objects: damage.iter().map(object).collect(),
         };
-        self.put(&key(step), sealed::seal(&record).into()).await
+        self.put(&key(step), sealed::seal(&record).into()).await?;
+        let mut marked = BTreeSet::from([step]);
+        let mut others = self.checkpoints().await?;
+        others.retain(|other| *other != step);
+        for (other, manifest) in self.readable_manifests(&others).await? {
+            let is_named =
+                |object: &&DamagedObject| manifest.objects.iter().any(|o| o.key == object.key);
+            let objects: Vec<DamagedObject> =
+                record.objects.iter().filter(is_named).cloned().collect();
+            if objects.is_empty() {
+                continue;
+            }
+            let shared = DamagedCheckpoint {
+                step: other,
+                time: time.to_owned(),
+                objects,
+            };
+            self.put(&key(other), sealed::seal(&shared).into()).await?;
+            marked.insert(other);
+        }
+        Ok(marked)
     }
 
     /// Lifts a checkpoint's quarantine. One that is not there is lifted.

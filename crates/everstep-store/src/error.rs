@@ -240,6 +240,9 @@ pub enum DamageReason {
     /// It is not in the store.
     #[error("is missing")]
     Missing,
+    /// It was written for an older checkpoint, which has been removed, and so is being removed itself.
+    #[error("is of an older checkpoint that has been removed")]
+    Removed,
     /// Its size is not what the manifest says.
     #[error("has {found} bytes, the manifest says {expected}")]
     Size {

@@ -7,7 +7,7 @@
 //! <store>/<run>/quarantine/worker-<index>.json      a worker whose device lied, until a person lifts it
 //! <store>/<run>/damaged/<step>.json                 a committed checkpoint that is damaged: nobody reads it
 //! <store>/<run>/pins/<step>.json                    a checkpoint that pruning leaves alone
-//! <store>/<run>/checkpoints/<step>/blocks-*.st      safetensors: parameters and optimizer state of some blocks
+//! <store>/<run>/checkpoints/<step>/blocks-*.st      safetensors: parameters and optimizer state of some blocks; later checkpoints may name it
 //! <store>/<run>/checkpoints/<step>/MANIFEST.json    CheckpointManifest; its creation is the commit
 //! ```
 //!
@@ -15,7 +15,8 @@
 //! local database of one process.
 //!
 //! **Invariant:** a step without `MANIFEST.json` is no checkpoint; a manifest is only created after every object that
-//! it names is in the store. Objects are named by their content, so a late writer cannot change a committed one.
+//! it names is in the store. Objects are named by their content, so a late writer cannot change a committed one, and are removed
+//! when no manifest names them any more.
 //!
 //! **Invariant:** every byte that is loaded has been compared with a digest.
 
@@ -42,10 +43,11 @@ mod read;
 mod retention;
 mod run_store;
 mod sealed;
+mod share;
 mod upload;
 mod verify;
 
-pub use block::BlockState;
+pub use block::{BlockSource, BlockState, Part};
 pub use checkpoint::Commit;
 pub use copy::{CopyProgress, CopyReport};
 pub use damaged::{DamagedCheckpoint, DamagedObject};

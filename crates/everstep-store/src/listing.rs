@@ -52,8 +52,10 @@ pub struct CheckpointInfo {
     pub step: u64,
     /// When the manifest was written, by the store's clock.
     pub committed: SystemTime,
-    /// Size of all its objects.
+    /// Size of all its objects, those too that it shares with older checkpoints.
     pub bytes: u64,
+    /// Size of the objects that were written for it.
+    pub new_bytes: u64,
     /// How many objects it has.
     pub num_objects: usize,
     /// Its digests; `None` if the manifest is damaged.
@@ -94,6 +96,15 @@ impl RunStore {
         Ok(steps)
     }
 
+    /// The steps that have a manifest, ascending, quarantined ones too.
+    pub(crate) async fn committed_steps(&self) -> Result<Vec<u64>, StoreError> {
+        let listed = self.listed_steps().await?;
+        let committed = listed
+            .iter()
+            .filter(|(_, files)| files.manifest().is_some());
+        Ok(committed.map(|(step, _)| *step).collect())
+    }
+
     /// The numbers of `<folder>/<number>.json`.
     pub(crate) async fn listed_numbers(&self, folder: &str) -> Result<BTreeSet<u64>, StoreError> {
         let objects = self.small().list(Some(&Path::from(folder)));
@@ -124,7 +135,11 @@ impl RunStore {
         let pinned = self.pinned_steps().await?;
         let quarantined = self.quarantined_steps().await?;
         let mut infos = Vec::new();
-        for (step, listed) in self.listed_steps().await? {
+        let steps = self.listed_steps().await?;
+        let files = steps.values().flat_map(|listed| &listed.files);
+        let sizes: BTreeMap<&str, u64> =
+            files.map(|file| (file.key.as_str(), file.bytes)).collect();
+        for (&step, listed) in &steps {
             let Some(file) = listed.manifest() else {
                 continue;
             };
@@ -132,6 +147,7 @@ impl RunStore {
                 step,
                 committed: file.modified,
                 bytes: listed.bytes() - file.bytes,
+                new_bytes: listed.bytes() - file.bytes,
                 num_objects: listed.files.len() - 1,
                 digest: None,
                 evaluation_loss: None,
@@ -142,14 +158,10 @@ impl RunStore {
             match self.load_manifest(step).await {
                 Ok(manifest) => {
                     info.bytes = manifest.bytes();
+                    info.new_bytes = manifest.new_bytes();
                     info.num_objects = manifest.objects.len();
                     info.digest = Some(manifest.digest);
                     info.evaluation_loss = manifest.evaluation_loss();
-                    let sizes: BTreeMap<&str, u64> = listed
-                        .files
-                        .iter()
-                        .map(|file| (file.key.as_str(), file.bytes))
-                        .collect();
                     for object in &manifest.objects {
                         let reason = match sizes.get(object.key.as_str()) {
                             Some(&found) if found == object.bytes => continue,

@@ -12,6 +12,11 @@ use crate::sealed::{self, Unreadable};
 /// Key of [`CheckpointManifest::metadata`] under which the mean loss of this version's evaluation stands, in decimal.
 pub const EVALUATION_LOSS: &str = "evaluation_loss";
 
+/// A manifest all of whose objects lie in its own folder: what the first programs wrote and read.
+const VERSION_OWN: u32 = 1;
+/// A manifest that shares objects with older checkpoints.
+const VERSION_SHARED: u32 = 2;
+
 /// One block inside an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,13 +55,13 @@ impl BlockEntry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointObject {
-    /// Its key inside the run: `checkpoints/<step>/blocks-….st`.
+    /// Its key inside the run: `checkpoints/<step>/blocks-….st`, in the folder of the checkpoint that it was written for.
     pub key: String,
     /// Its size.
     pub bytes: u64,
     /// The digest of the whole object.
     pub blake3: Digest,
-    /// What it holds, ascending by block.
+    /// What is taken from it, ascending by block; it may hold more.
     pub blocks: Vec<BlockEntry>,
 }
 
@@ -96,17 +101,15 @@ impl CheckpointManifest {
     /// Puts objects together to a checkpoint of `step` with blocks `0..num_blocks`.
     ///
     /// # Errors
-    /// [`StoreError::InvalidCheckpoint`] unless every block is in exactly one object of this step.
+    /// [`StoreError::InvalidCheckpoint`] unless every block is in exactly one object of this step or of an older one.
     pub fn new(
         step: u64,
         identity: &RunIdentity,
         num_blocks: u32,
-        mut objects: Vec<CheckpointObject>,
+        objects: Vec<CheckpointObject>,
         metadata: BTreeMap<String, String>,
     ) -> Result<Self, StoreError> {
-        objects.sort_by(|a, b| a.key.cmp(&b.key));
-        // A writer that was asked twice reports the same object twice.
-        objects.dedup();
+        let objects = merged(objects);
         let digest = digest_of(step, identity.layout, num_blocks, &objects)
             .map_err(|reason| StoreError::InvalidCheckpoint { step, reason })?;
         let (run_digest, layout) = (identity.digest(), identity.layout);
@@ -123,7 +126,27 @@ impl CheckpointManifest {
 
     /// The digest of this manifest, for ledgers and logs; `MANIFEST.json` carries it as `blake3`.
     pub fn manifest_digest(&self) -> Digest {
-        sealed::digest_of(self)
+        sealed::digest_in(self.version(), self)
+    }
+
+    /// The version in which it is written: the oldest that can say it.
+    fn version(&self) -> u32 {
+        match self.shared_objects().next() {
+            None => VERSION_OWN,
+            Some(_) => VERSION_SHARED,
+        }
+    }
+
+    /// `MANIFEST.json`.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        sealed::seal_in(self.version(), self)
+    }
+
+    /// The objects that were written for older checkpoints.
+    pub fn shared_objects(&self) -> impl Iterator<Item = &CheckpointObject> {
+        let is_own =
+            |object: &CheckpointObject| parse_key(&object.key).is_some_and(|(s, _)| s == self.step);
+        self.objects.iter().filter(move |object| !is_own(object))
     }
 
     /// The loss of the evaluation of this version, if one was recorded ([`EVALUATION_LOSS`]) and is a number.
@@ -132,15 +155,25 @@ impl CheckpointManifest {
         loss.is_finite().then_some(loss)
     }
 
-    /// Size of all objects together.
+    /// Size of all objects together, shared ones too.
     pub fn bytes(&self) -> u64 {
         self.objects.iter().map(|object| object.bytes).sum()
     }
 
+    /// Size of the objects that were written for this checkpoint.
+    pub fn new_bytes(&self) -> u64 {
+        let shared: u64 = self.shared_objects().map(|object| object.bytes).sum();
+        self.bytes() - shared
+    }
+
     /// Reads `MANIFEST.json` of `step` and checks that it makes sense.
     pub(crate) fn decode(step: u64, bytes: &[u8]) -> Result<Self, Unreadable> {
-        let manifest: Self = sealed::unseal(bytes)?;
+        let (version, manifest) = sealed::unseal_to::<Self>(VERSION_SHARED, bytes)?;
         manifest.check(step).map_err(Unreadable::Damaged)?;
+        if version != manifest.version() {
+            let reason = format!("version {version} is not that of what it says");
+            return Err(Unreadable::Damaged(reason));
+        }
         Ok(manifest)
     }
 
@@ -174,6 +207,22 @@ pub(crate) fn parse_key(key: &str) -> Option<(u64, &str)> {
     (step.to_string() == digits && !file.contains('/')).then_some((step, file))
 }
 
+/// Each object once, ascending by key: a writer that was asked twice reports the same again, and several writers may each share some
+/// blocks of the same older object.
+fn merged(mut objects: Vec<CheckpointObject>) -> Vec<CheckpointObject> {
+    objects.sort_by(|a, b| a.key.cmp(&b.key));
+    objects.dedup_by(|next, kept| {
+        let is_same = (&next.key, next.bytes, next.blake3) == (&kept.key, kept.bytes, kept.blake3);
+        if is_same {
+            kept.blocks.append(&mut next.blocks);
+            kept.blocks.sort_by_key(|entry| entry.block);
+            kept.blocks.dedup();
+        }
+        is_same
+    });
+    objects
+}
+
 fn digest_of(
     step: u64,
     layout: Digest,
@@ -185,7 +234,7 @@ fn digest_of(
         let name = &object.key;
         match parse_key(name) {
             Some((found, file))
-                if found == step && file.starts_with("blocks-") && file.ends_with(".st") => {}
+                if found <= step && file.starts_with("blocks-") && file.ends_with(".st") => {}
             _ => return Err(format!("object `{name}` does not belong to it")),
         }
         for entry in &object.blocks {

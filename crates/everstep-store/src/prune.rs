@@ -1,6 +1,7 @@
 //! Removing checkpoints: the manifest goes first, so that what is half removed is no checkpoint.
 //!
-//! What goes is planned first and can be looked at before it is carried out.
+//! What goes is planned first and can be looked at before it is carried out. An object goes with the last manifest that names it, which
+//! need not be that of its own folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -9,7 +10,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 
 use crate::error::StoreError;
 use crate::listing::{ListedFile, ListedStep};
-use crate::manifest::{CheckpointManifest, folder, manifest_key};
+use crate::manifest::{CheckpointManifest, CheckpointObject, folder, manifest_key};
 use crate::retention::{KeepReason, Retention, RetentionInfo};
 use crate::run_store::RunStore;
 
@@ -21,7 +22,7 @@ const MANIFESTS_IN_FLIGHT_MAX: usize = 16;
 pub struct PrunePlan {
     /// The committed steps that stay, and why.
     pub keep: BTreeMap<u64, BTreeSet<KeepReason>>,
-    /// The committed steps that go.
+    /// The committed steps that go. Objects that others share stay.
     pub remove: BTreeMap<u64, Removal>,
     /// Steps whose uncommitted objects go: left by uploads that died.
     pub garbage: BTreeMap<u64, Removal>,
@@ -88,7 +89,8 @@ impl RunStore {
     ///
     /// Checkpoints that are quarantined, or whose manifest cannot be used, count as damaged. Garbage are objects below the
     /// newest committed step that no manifest names. A step of which something was written after the newest manifest may be on
-    /// its way still and is left alone, and so is whatever lies above.
+    /// its way still and is left alone, and so is whatever lies above. What a manifest names that cannot be read is not known: it keeps
+    /// only its own folder.
     ///
     /// # Errors
     /// [`StoreError::Io`]; [`StoreError::NewerVersion`] if a newer program has written here: it knows what is needed.
@@ -152,14 +154,26 @@ impl RunStore {
         Ok(plan)
     }
 
-    /// Removes what a plan says. Only the leader may do that, or somebody when there is none.
+    /// Removes what a plan says, but for objects that have been named since. Only the leader may do that, or somebody when there is none.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; what was removed until then stays removed, and pruning again goes on.
+    /// [`StoreError::Io`]; what was removed until then stays removed, and pruning again goes on. [`StoreError::NewerVersion`].
     pub async fn carry_out(&self, plan: &PrunePlan) -> Result<PruneReport, StoreError> {
+        let _no_commits = self.removals.write().await;
+        // All manifests first, then a look at who names what: a commit that this look misses finds them gone.
+        for step in plan.remove.keys() {
+            self.delete(&manifest_key(*step)).await?;
+        }
+        let staying = self.committed_steps().await?;
+        let named = self.named_by(&staying).await?;
+        let mut gone: BTreeSet<&str> = BTreeSet::new();
         for (step, removal) in plan.remove.iter().chain(&plan.garbage) {
+            let manifest = manifest_key(*step);
             for key in &removal.keys {
-                self.delete(key).await?;
+                if *key != manifest && !named.contains(key) {
+                    self.delete(key).await?;
+                    gone.insert(key);
+                }
             }
             if plan.remove.contains_key(step) {
                 // They are about a checkpoint that is no more.
@@ -167,10 +181,15 @@ impl RunStore {
                 self.lift_checkpoint(*step).await?;
             }
         }
-        for step in plan.garbage.keys() {
-            // Somebody may have committed the step while its objects went: what names them would be no checkpoint.
-            if !plan.keep.contains_key(step) && self.get(&manifest_key(*step)).await?.is_some() {
-                self.delete(&manifest_key(*step)).await?;
+        if !gone.is_empty() {
+            // A commit that died before it could take its manifest back.
+            let mut new = self.committed_steps().await?;
+            new.retain(|step| !staying.contains(step));
+            for (step, manifest) in self.readable_manifests(&new).await? {
+                let is_gone = |object: &CheckpointObject| gone.contains(object.key.as_str());
+                if manifest.objects.iter().any(is_gone) {
+                    self.delete(&manifest_key(step)).await?;
+                }
             }
         }
         let mut report = PruneReport {
@@ -184,13 +203,18 @@ impl RunStore {
         Ok(report)
     }
 
-    /// Removes one checkpoint, committed or not: a damaged one must go before its step can be committed again.
+    /// Removes one checkpoint, committed or not, but for objects that others share.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; discarding again goes on.
+    /// [`StoreError::Io`]; discarding again goes on. [`StoreError::NewerVersion`].
     pub async fn discard(&self, step: u64) -> Result<(), StoreError> {
+        let _no_commits = self.removals.write().await;
+        self.delete(&manifest_key(step)).await?;
+        let staying = self.committed_steps().await?;
+        let named = self.named_by(&staying).await?;
         let listed = self.listed_steps().await?.remove(&step).unwrap_or_default();
-        for key in Removal::of(step, listed.files.iter()).keys {
+        let unnamed = |file: &&ListedFile| !named.contains(&file.key);
+        for key in Removal::of(step, listed.files.iter().filter(unnamed)).keys {
             self.delete(&key).await?;
         }
         self.remove_folder(step, None).await;
@@ -198,7 +222,7 @@ impl RunStore {
     }
 
     /// The manifests of `steps`, without those that are damaged.
-    async fn readable_manifests(
+    pub(crate) async fn readable_manifests(
         &self,
         steps: &[u64],
     ) -> Result<BTreeMap<u64, CheckpointManifest>, StoreError> {

@@ -57,12 +57,9 @@ impl RunStore {
     /// [`StoreError::Io`].
     pub async fn checkpoints(&self) -> Result<Vec<u64>, StoreError> {
         let quarantined = self.quarantined_steps().await?;
-        let listed = self.listed_steps().await?;
-        Ok(listed
-            .into_iter()
-            .filter(|(step, files)| files.manifest().is_some() && !quarantined.contains(step))
-            .map(|(step, _)| step)
-            .collect())
+        let mut steps = self.committed_steps().await?;
+        steps.retain(|step| !quarantined.contains(step));
+        Ok(steps)
     }
 
     /// Makes sure that no newer program has written the newest checkpoint; call it once at start. Says nothing about damage.

@@ -1,9 +1,9 @@
 //! [`RunStore`]: one run's part of a store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::RwLock;
 
 use crate::backend::{self, Backend};
 use crate::error::{StoreError, io, one_line};
@@ -25,13 +26,18 @@ const CHECK_DEADLINE: Duration = Duration::from_secs(15);
 
 /// One run's part of a store: `<store>/<run>/…`.
 ///
-/// Cheap to clone. Methods need a tokio runtime with I/O and time. A request that fails is repeated with jitter for some seconds; what
-/// then still fails is an error, and [`StoreError::is_outage`] says whether the same call may succeed later.
+/// Cheap to clone; a program that both commits and prunes a run does it with clones of one, which wait for each other. Methods need a
+/// tokio runtime with I/O and time. A request that fails is repeated with jitter for some seconds; what then still fails is an error, and
+/// [`StoreError::is_outage`] says whether the same call may succeed later.
 #[derive(Clone)]
 pub struct RunStore {
     pub(crate) backend: Backend,
     url: String,
     run: String,
+    /// Commits hold it together, removals alone: a commit need not be refused because of what its own program removes meanwhile.
+    pub(crate) removals: Arc<RwLock<()>>,
+    /// Objects that this program has read and compared with their digests, of those that it shares.
+    pub(crate) verified: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// What [`RunStore::put_run`] did.
@@ -72,6 +78,8 @@ impl RunStore {
             backend,
             url: url.to_owned(),
             run: run.to_owned(),
+            removals: Arc::default(),
+            verified: Arc::default(),
         })
     }
 

@@ -45,12 +45,8 @@ pub(crate) enum Unreadable {
     Damaged(String),
 }
 
-/// The digest that [`seal`] writes for `body`.
-pub(crate) fn digest_of<T: Serialize>(body: &T) -> Digest {
-    digest_in(VERSION, body)
-}
-
-/// From version 2 on the version enters the digest, so that no document passes for one of another version.
+/// The digest that [`seal_in`] writes for `body`. From version 2 on the version enters the digest, so that no document passes for one of
+/// another version.
 pub(crate) fn digest_in<T: Serialize>(version: u32, body: &T) -> Digest {
     let json =
         serde_json::to_vec(body).expect("our documents hold only strings, integers and maps");

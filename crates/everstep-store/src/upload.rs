@@ -9,7 +9,7 @@ use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, UploadPart};
 use tokio::runtime::Handle;
 
-use crate::block::ObjectImage;
+use crate::block::{BlockSource, ObjectImage};
 
 /// Size of a part, and of the biggest object that is sent in one request.
 pub(crate) const PART_BYTES: u64 = 8 << 20;
@@ -27,18 +27,25 @@ const ABORT_PAUSE: Duration = Duration::from_secs(10);
 /// Writes the object; it appears in the store only when it is complete.
 ///
 /// A dropped upload leaves no object; its parts are removed in the background.
-pub(crate) async fn upload(
+pub(crate) async fn upload<B: BlockSource>(
     store: &Arc<dyn ObjectStore>,
     key: &Path,
-    image: &ObjectImage<'_>,
+    image: &ObjectImage<'_, B>,
 ) -> object_store::Result<()> {
     let mut cursor = image.cursor();
+    let unread = |error: std::io::Error| object_store::Error::Generic {
+        store: "block",
+        source: error.into(),
+    };
     if image.len() <= PART_BYTES {
-        let bytes = cursor.next_chunk(PART_BYTES as usize).unwrap_or_default();
-        return store.put(key, bytes.into()).await.map(drop);
+        let bytes = cursor.next_chunk(PART_BYTES as usize).map_err(unread)?;
+        return store
+            .put(key, bytes.unwrap_or_default().into())
+            .await
+            .map(drop);
     }
     let mut upload = PartUpload::begin(store, key, image.len(), PARTS_IN_FLIGHT_MAX).await?;
-    while let Some(part) = cursor.next_chunk(upload.part_bytes) {
+    while let Some(part) = cursor.next_chunk(upload.part_bytes).map_err(unread)? {
         upload.push(part).await?;
     }
     upload.complete().await

@@ -53,25 +53,32 @@ impl RunStore {
     /// Reads a whole checkpoint and lists what is damaged, one entry for each object; empty if it is intact.
     ///
     /// Compares the digest of every object and of every block; that the checkpoint's digests follow from those of the blocks is part of
-    /// what makes a manifest usable. A step that has objects and no manifest lacks its manifest.
+    /// what makes a manifest usable. A step that has objects of its own and no manifest lacks its manifest.
     ///
     /// # Errors
-    /// [`StoreError::NoCheckpoint`] if there is nothing of the step, [`StoreError::NewerVersion`], [`StoreError::Io`]: a store
-    /// that does not answer is not taken for damage.
+    /// [`StoreError::NoCheckpoint`] if there is nothing of the step but what others share, [`StoreError::NewerVersion`],
+    /// [`StoreError::Io`]: a store that does not answer is not taken for damage.
     pub async fn verify(&self, step: u64) -> Result<Vec<Damage>, StoreError> {
         match self.load_manifest(step).await {
             Ok(manifest) => self.verify_objects(&manifest, Depth::Blocks).await,
             Err(StoreError::Damaged(damage)) => Ok(vec![*damage]),
             Err(error @ StoreError::NoCheckpoint { .. }) => {
-                if self.listed_steps().await?.contains_key(&step) {
-                    Ok(vec![Damage {
-                        step,
-                        object: manifest_key(step),
-                        reason: DamageReason::Missing,
-                    }])
-                } else {
-                    Err(error)
+                let steps = self.listed_steps().await?;
+                let Some(listed) = steps.get(&step) else {
+                    return Err(error);
+                };
+                // What younger checkpoints name stays when a step is pruned, and misses no manifest.
+                let committed = steps.iter().filter(|(_, files)| files.manifest().is_some());
+                let committed: Vec<u64> = committed.map(|(step, _)| *step).collect();
+                let named = self.named_by(&committed).await?;
+                if listed.files.iter().all(|file| named.contains(&file.key)) {
+                    return Err(error);
                 }
+                Ok(vec![Damage {
+                    step,
+                    object: manifest_key(step),
+                    reason: DamageReason::Missing,
+                }])
             }
             Err(error) => Err(error),
         }

@@ -35,6 +35,8 @@ async fn bucket() {
     let file = Fixture::file(dir.path());
     suite::between(&file, &fixture, "up").await;
     suite::between(&fixture, &file, "down").await;
+    suite::copied(&file, &fixture, "up-shared").await;
+    suite::copied(&fixture, &file, "down-shared").await;
 }
 
 async fn a_prefix_is_kept(moto: &Moto) {

@@ -81,6 +81,7 @@ fn to_json(info: &CheckpointInfo) -> serde_json::Value {
         "step": info.step,
         "committed": time(info),
         "bytes": info.bytes,
+        "new_bytes": info.new_bytes,
         "objects": info.num_objects,
         "parameters": info.digest.map(|digest| digest.parameters.to_string()),
         "optimizer": info.digest.map(|digest| digest.optimizer.to_string()),

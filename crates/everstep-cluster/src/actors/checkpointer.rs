@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use everstep_optim::{BlockState, TrainingNumerics};
 use everstep_protocol::{BlockId, Lineage, Member, Step, shard};
-use everstep_store::{CheckpointManifest, CheckpointObject, Commit, StoreError};
+use everstep_store::{BlockSource, CheckpointManifest, CheckpointObject, Commit, StoreError};
 use everstep_telemetry::{Event, names};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
@@ -298,7 +298,7 @@ async fn store(
         .collect();
     // The writer's life is part of the name: a later life never overwrites an object that a manifest may name.
     let name = format!("shard-{}-{:x}", writer.index, writer.incarnation);
-    let write = || context.store.put_blocks(version.0, &name, &states);
+    let write = || put(&context, version, &name, &states);
     let written = tokio::select! {
         written = patiently(&context, Access::Write, write) => written,
         _ = given_up => {
@@ -306,7 +306,7 @@ async fn store(
         }
     };
     match written {
-        Ok(object) => match serde_json::to_vec(&object) {
+        Ok(objects) => match serde_json::to_vec(&objects) {
             Ok(object) => stored(shard::Event::Stored {
                 version,
                 blocks: ids,
@@ -322,6 +322,22 @@ async fn store(
             });
         }
     }
+}
+
+/// Writes blocks, without those that an older checkpoint has. The last version's are written in full: its commit must not be refused
+/// because an older checkpoint is gone.
+async fn put<B: BlockSource>(
+    context: &ProcessContext,
+    version: Step,
+    name: &str,
+    blocks: &[B],
+) -> Result<Vec<CheckpointObject>, StoreError> {
+    if version.0 >= context.run.num_steps() {
+        return Ok(vec![
+            context.store.put_blocks(version.0, name, blocks).await?,
+        ]);
+    }
+    context.store.put_changed(version.0, name, blocks).await
 }
 
 async fn commit(context: &ProcessContext, epoch: u64, manifest: &CheckpointManifest) -> Committed {
@@ -385,12 +401,14 @@ fn manifest(
 ) -> Result<CheckpointManifest, String> {
     let mut seen = BTreeSet::new();
     let mut kept = Vec::new();
-    for object in objects {
-        let mut object: CheckpointObject =
-            serde_json::from_slice(object).map_err(|error| error.to_string())?;
-        object.blocks.retain(|entry| seen.insert(entry.block));
-        if !object.blocks.is_empty() {
-            kept.push(object);
+    for objects in objects {
+        let objects: Vec<CheckpointObject> =
+            serde_json::from_slice(objects).map_err(|error| error.to_string())?;
+        for mut object in objects {
+            object.blocks.retain(|entry| seen.insert(entry.block));
+            if !object.blocks.is_empty() {
+                kept.push(object);
+            }
         }
     }
     let metadata = context.run.checkpoint_metadata(evaluation_loss);

@@ -3,6 +3,7 @@
 mod copying;
 mod corruption;
 mod damage;
+mod sharing;
 mod writing;
 
 use everstep_store::{Digest, ErrorKind, PutRun, Quarantine, RunStore, StoreError};
@@ -11,6 +12,7 @@ use futures::future::join_all;
 use super::support::{Fixture, identity};
 
 pub(crate) use copying::between;
+pub(crate) use sharing::copied;
 
 /// Every case, each in a run of its own.
 pub(crate) async fn all(fixture: &Fixture) {
@@ -29,6 +31,10 @@ pub(crate) async fn all(fixture: &Fixture) {
     damage::a_quarantined_checkpoint_is_read_by_nobody(fixture).await;
     damage::retention_keeps_pinned_and_best_ones(fixture).await;
     damage::a_newer_version_stops_everybody(fixture).await;
+    sharing::unchanged_blocks_are_not_sent_again(fixture).await;
+    sharing::what_is_damaged_is_written_again(fixture).await;
+    sharing::what_is_gone_is_not_committed(fixture).await;
+    sharing::older_programs_are_told(fixture).await;
     copying::differences_are_found(fixture).await;
     an_epoch_has_one_leader(fixture).await;
     quarantines_last_until_they_are_lifted(fixture).await;

@@ -140,7 +140,10 @@ pub(super) async fn incomplete_checkpoints_are_not_committed(fixture: &Fixture) 
     assert_eq!(reason(&[&a, &b]), "checkpoint 4: block 1 is there twice");
     assert!(reason(&[&a, &c]).contains("does not belong to it"));
 
-    let error = store.put_blocks(4, "a", &[]).await.unwrap_err();
+    let error = store
+        .put_blocks(4, "a", &[] as &[BlockState; 0])
+        .await
+        .unwrap_err();
     assert!(
         matches!(error, StoreError::InvalidCheckpoint { .. }),
         "{error}"
