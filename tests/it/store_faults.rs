@@ -34,6 +34,7 @@ fn a_store_that_fails_in_every_way_changes_no_bit() {
     let errors = fs::File::create(bench.path().join("run.stderr")).unwrap();
     train
         .args(["--set", STEPS, "--set", "checkpoint.every=20"])
+        .args(["--set", "checkpoint.memory_bytes=0"])
         .args(["--set", "run.store=\"s3://runs/team\""])
         .envs(environment(proxy.address().port()))
         .stdin(Stdio::null())

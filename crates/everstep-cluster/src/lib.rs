@@ -8,6 +8,7 @@
 //! - `agent`: the node agent, which keeps processes alive
 //! - `control`: what users and chaos tools ask of a node
 //! - `election`: who leads
+//! - `snapshot`: where a snapshot waits for the store
 //! - `scrub`, `store_health`: what is known of the store and of what lies there
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -33,6 +34,7 @@ mod rundir;
 mod scrub;
 mod session;
 mod slots;
+mod snapshot;
 mod status;
 mod store_health;
 mod topology;

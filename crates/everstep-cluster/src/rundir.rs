@@ -45,6 +45,10 @@ impl RunDir {
     pub(crate) fn quarantine(&self) -> PathBuf {
         self.0.join("quarantine")
     }
+    /// Where snapshots wait for the store.
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshots")
+    }
     /// Certificates of the cluster.
     pub fn tls(&self) -> PathBuf {
         self.0.join("tls")

@@ -83,6 +83,23 @@ impl RunStore {
         })
     }
 
+    /// A run in a store of the tests' own.
+    #[cfg(test)]
+    pub(crate) fn over(store: Arc<dyn ObjectStore>, run: &str) -> Self {
+        Self {
+            backend: Backend {
+                bulk: Arc::clone(&store),
+                small: store,
+                folder: None,
+                suspicion: None,
+            },
+            url: "memory:///".to_owned(),
+            run: run.to_owned(),
+            removals: Arc::default(),
+            verified: Arc::default(),
+        }
+    }
+
     /// The store's URL, as given.
     pub fn url(&self) -> &str {
         &self.url

@@ -270,3 +270,6 @@ fn is_mostly_used(object: &CheckpointObject) -> bool {
     let used: u64 = object.blocks.iter().map(|entry| 4 * values(entry)).sum();
     used > 0 && 2 * used >= object.bytes
 }
+
+#[cfg(test)]
+mod tests;

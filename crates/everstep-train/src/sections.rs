@@ -244,6 +244,9 @@ pub struct CheckpointConfig {
     /// While the run goes on, committed checkpoints are read again at so many bytes a second at most, one after the other, and
     /// compared with their digests; 0 is never. 4 MiB if left out.
     pub scrub_bytes_per_s: u64,
+    /// A snapshot that is larger waits for the store in a file of the run directory instead of in memory; 0 is always. 64 MiB if left
+    /// out.
+    pub memory_bytes: u64,
 }
 
 impl Default for CheckpointConfig {
@@ -254,6 +257,7 @@ impl Default for CheckpointConfig {
             keep_every: None,
             keep_best: 0,
             scrub_bytes_per_s: 4 << 20,
+            memory_bytes: 64 << 20,
         }
     }
 }

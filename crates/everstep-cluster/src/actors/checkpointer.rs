@@ -1,7 +1,7 @@
 //! The checkpointer actor: everything that touches the object store, beside training and never inside it.
 //!
-//! Each job is a task of its own, and goes on until the store has taken it. Snapshots are copies of the state, so a writer may have
-//! two under way: the older one goes on, so that some checkpoint gets done, and a newer one takes the place of the other.
+//! Each job is a task of its own, and goes on until the store has taken it. Snapshots take room, so a writer may have two
+//! under way: the older one goes on, so that some checkpoint gets done, and a newer one takes the place of the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use tracing::Instrument;
 use super::ActorArguments;
 use crate::history;
 use crate::process::ProcessContext;
+use crate::snapshot;
 use crate::store_health::{Access, Backoff, patiently};
 
 /// Versions that a writer may have on their way to the store.
@@ -286,18 +287,19 @@ async fn store(
     given_up: oneshot::Receiver<()>,
 ) {
     let ids: Vec<BlockId> = blocks.iter().map(|(block, _)| *block).collect();
-    let states: Vec<everstep_store::BlockState> = blocks
-        .into_iter()
-        .map(|(block, state)| everstep_store::BlockState {
-            block,
-            extra: history::to_text(&state.history),
-            param: state.parameters.into_vec(),
-            m: state.first_moment.into_vec(),
-            v: state.second_moment.into_vec(),
-        })
-        .collect();
     // The writer's life is part of the name: a later life never overwrites an object that a manifest may name.
     let name = format!("shard-{}-{:x}", writer.index, writer.incarnation);
+    let memory_bytes = context.run.config.checkpoint.memory_bytes;
+    let file = format!("{}-{name}-{}", version.0, ids.first().copied().unwrap_or(0));
+    let dir = context.run_dir.snapshots();
+    let hold = move || snapshot::hold(blocks, memory_bytes, &dir, &file);
+    // Only a panic keeps it from an answer.
+    let Ok(states) = tokio::task::spawn_blocking(hold).await else {
+        return stored(shard::Event::StoreAbandoned {
+            version,
+            blocks: ids,
+        });
+    };
     let write = || put(&context, version, &name, &states);
     let written = tokio::select! {
         written = patiently(&context, Access::Write, write) => written,
