@@ -149,10 +149,11 @@ impl<N: Numerics> Coordinator<N> {
     }
 
     /// Asks for the manifest when everything is stored and the version, if it is evaluated at all, is evaluated: the manifest tells the
-    /// loss, and once the last one exists nothing is left to do.
+    /// loss, and once the last one exists nothing is left to do. A version that the run is held at is not evaluated now.
     pub(super) fn try_commit(&mut self, version: Step) {
         let is_current = self.work.step == version;
-        if (is_current && !self.is_evaluated()) || (self.is_last(version) && !is_current) {
+        let is_unevaluated = is_current && !self.is_evaluated() && !self.is_held();
+        if is_unevaluated || (self.is_last(version) && !is_current) {
             return;
         }
         let Some(checkpoint) = self.checkpoints.get_mut(&version) else {

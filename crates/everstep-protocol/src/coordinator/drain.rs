@@ -153,6 +153,8 @@ impl<N: Numerics> Coordinator<N> {
             self.checkpoint_next = true;
             self.begin_checkpoint_here(now_ms);
             self.checkpoint_next = false;
+            // Everything may be stored, and have waited for its evaluation.
+            self.try_commit(step);
             return;
         }
         self.checkpoint_next = true;

@@ -226,6 +226,34 @@ fn what_nobody_can_take_is_committed_and_the_run_waits_there() {
 }
 
 #[test]
+fn a_version_that_is_held_is_committed_without_its_evaluation() {
+    let mut bench = Bench::training(CoordinatorConfig {
+        checkpoint_every: 0,
+        evaluate_every: 2,
+        num_steps: 8,
+        ..config()
+    });
+    for chunk in [0, 1] {
+        let evaluated = Message::Evaluated {
+            step: Step(0),
+            chunk,
+            loss_sum: 6.0,
+            tokens: 2,
+        };
+        bench.hear(worker(0), evaluated);
+    }
+    decide(&mut bench, 0);
+    drain(&mut bench, &[shard(0), shard(1)], Some(60));
+    decide(&mut bench, 1);
+    let stored = Message::Stored {
+        version: Step(2),
+        blocks: vec![0, 1],
+        object: vec![3],
+    };
+    assert_eq!(bench.hear(shard(0), stored), ["commit 2 [[3]]"]);
+}
+
+#[test]
 fn a_shard_that_comes_in_time_lifts_the_hold() {
     let mut bench = Bench::training(CoordinatorConfig {
         checkpoint_every: 0,
