@@ -8,6 +8,7 @@
 //! - `agent`: the node agent, which keeps processes alive
 //! - `control`: what users and chaos tools ask of a node
 //! - `election`: who leads
+//! - `background`: threads of low priority
 //! - `snapshot`: where a snapshot waits for the store
 //! - `scrub`, `store_health`: what is known of the store and of what lies there
 
@@ -15,6 +16,7 @@
 
 mod actors;
 mod agent;
+mod background;
 pub mod control;
 mod drain;
 mod election;

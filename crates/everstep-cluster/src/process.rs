@@ -31,6 +31,7 @@ use crate::actors::{
     ActorArguments, Checkpointer, CheckpointerMessage, CoordinatorActor, Loader, ShardActor,
     WorkerActor,
 };
+use crate::background::Background;
 use crate::control::link;
 use crate::injection::Injected;
 use crate::life::Life;
@@ -130,6 +131,8 @@ pub(crate) struct ProcessContext {
     checkpointer: Mutex<Option<ActorRef<CheckpointerMessage>>>,
     /// Where tasks of threads that are not the runtime's go.
     pub(crate) runtime: tokio::runtime::Handle,
+    /// Where tasks that training must not wait for go.
+    pub(crate) background: Background,
     /// Actors of this process that may go.
     pub(crate) released: Mutex<BTreeSet<ActorAddress>>,
 }
@@ -342,6 +345,7 @@ pub async fn run_process(
         devices: Devices::default(),
         checkpointer: Mutex::new(None),
         runtime: tokio::runtime::Handle::current(),
+        background: Background::start().map_err(|e| start(&e))?,
         released: Mutex::default(),
     });
     let roles: Vec<String> = spec
@@ -382,7 +386,7 @@ pub async fn run_process(
     let mut store_tasks = JoinSet::new();
     if spec.roles.contains(&ActorRole::Coordinator) {
         store_tasks.spawn(store_health::watch(context.clone()));
-        store_tasks.spawn(scrub::scrub(context.clone()));
+        store_tasks.spawn_on(scrub::scrub(context.clone()), context.background.handle());
     }
     let leaving = tokio::spawn({
         let context = context.clone();

@@ -169,7 +169,10 @@ impl Actor for Checkpointer {
                 state.make_room(writer, version);
                 let (given_up, signal) = oneshot::channel();
                 let upload = store(context, writer, version, blocks, stored, signal);
-                let task = state.jobs.spawn(upload.instrument(span));
+                let upload = upload.instrument(span);
+                let task = state
+                    .jobs
+                    .spawn_on(upload, state.context.background.handle());
                 let upload = Upload {
                     _given_up: given_up,
                     task,
