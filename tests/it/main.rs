@@ -19,6 +19,7 @@ mod network;
 mod nodes;
 mod notices;
 mod policy;
+mod power_loss;
 mod resume;
 mod s3;
 mod store_faults;

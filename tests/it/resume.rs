@@ -1,5 +1,8 @@
 //! Everything dies, and the same command goes on.
 
+use std::fs;
+use std::process::{Command, Stdio};
+
 use crate::support::{STEPS, Workbench, everstep};
 
 #[test]
@@ -24,6 +27,75 @@ fn a_power_loss_changes_no_bit() {
     );
     assert_eq!(bench.digest("lost", None), bench.digest("laptop", None));
     assert_eq!(bench.numbers("lost"), bench.numbers("laptop"));
+}
+
+/// The checkpoints of a run, as another run directory of the same run finds them.
+fn with_checkpoints_of(bench: &Workbench, run_dir: &str, other: &str) {
+    let copied = Command::new("cp")
+        .arg("-r")
+        .args([bench.path().join(run_dir), bench.path().join(other)])
+        .status();
+    assert!(copied.unwrap().success());
+}
+
+#[test]
+fn what_many_shards_and_workers_saved_others_resume() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("laptop", None);
+    let saved = bench.cluster(4, 3, 2);
+    let mut train = bench.train("saved", Some(&saved));
+    let output = train.args(["--set", "run.stop_at=75"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(bench.digest("saved", None)["step"], 75);
+    for (workers, shards, replication) in [(1, 1, 1), (2, 2, 2), (1, 5, 2)] {
+        let run_dir = format!("resumed-{workers}-{shards}");
+        with_checkpoints_of(&bench, "saved", &run_dir);
+        let topology = bench.cluster(workers, shards, replication);
+        bench.train_to_the_end(&run_dir, Some(&topology));
+        assert_eq!(bench.digest(&run_dir, None), bench.digest("laptop", None));
+        assert_eq!(bench.numbers(&run_dir), bench.numbers("laptop"));
+    }
+}
+
+#[test]
+fn a_node_restores_what_it_kept_and_asks_the_store_for_the_rest() {
+    let bench = Workbench::new();
+    bench.train_to_the_end("laptop", None);
+    let topology = bench.cluster(1, 2, 1);
+    let train = || {
+        let mut train = bench.train("kept", Some(&topology));
+        train
+            .args(["--set", "checkpoint.keep_local=1"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
+        train
+    };
+    let running = bench.start_command("kept", train());
+    running.wait_for_event("checkpoint_committed", |event| event["step"] == 50);
+    running.power_loss();
+    // One of them finds that its copies are damaged.
+    let of_process = |name: &str| fs::read_dir(bench.path().join("kept/local").join(name));
+    let damaged = of_process("shard-1").unwrap().map(|file| {
+        let path = file.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes.iter_mut().for_each(|byte| *byte ^= 1);
+        fs::write(path, bytes).unwrap();
+    });
+    assert!(damaged.count() > 0, "nothing was kept");
+    assert!(of_process("shard-0").unwrap().count() > 0);
+    bench.start_command("kept", train()).finish(&bench, "kept");
+
+    let restored = bench.events("kept", "state_restored");
+    let sum = |field: &str, process: &str| -> u64 {
+        let of_it = restored.iter().filter(|event| event["process"] == process);
+        of_it.map(|event| event[field].as_u64().unwrap()).sum()
+    };
+    assert!(sum("blocks", "shard-0") > 0, "{restored:?}");
+    assert_eq!(sum("local_blocks", "shard-0"), sum("blocks", "shard-0"));
+    assert!(sum("blocks", "shard-1") > 0, "{restored:?}");
+    assert_eq!(sum("local_blocks", "shard-1"), 0);
+    assert_eq!(bench.digest("kept", None), bench.digest("laptop", None));
+    assert_eq!(bench.numbers("kept"), bench.numbers("laptop"));
 }
 
 #[test]

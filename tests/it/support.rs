@@ -429,6 +429,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Where it writes.
+    pub(crate) fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     /// Steps as they are committed: blocks until the next line of `metrics.jsonl`, ends with the run.
     pub(crate) fn steps(&self) -> impl Iterator<Item = u64> + use<> {
         let lines = follow(&self.run_dir.join("metrics.jsonl"), self.pid);

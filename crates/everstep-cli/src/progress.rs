@@ -209,6 +209,14 @@ pub(crate) fn line_of(event: &Event) -> Option<String> {
         Event::CheckpointAbandoned { step, reason, .. } => {
             format!("step {step}: checkpoint abandoned ({reason})")
         }
+        Event::StateRestored {
+            process,
+            step,
+            blocks,
+            local_blocks,
+        } if *local_blocks > 0 => format!(
+            "{process}: {local_blocks} of {blocks} blocks of step {step} restored from its own disk"
+        ),
         Event::CheckpointDamaged { object, reason, .. } => {
             format!("checkpoint object {object} is damaged: {reason}")
         }

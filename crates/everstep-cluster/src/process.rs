@@ -288,6 +288,8 @@ pub async fn run_process(
     life.write(&run_dir, &spec.name).map_err(|e| start(&e))?;
     let store =
         RunStore::open(&run.store_url(&run_dir), &run.config.run.name).map_err(|e| start(&e))?;
+    let keep_local = run.config.checkpoint.keep_local;
+    let store = store.with_near_copies(&run_dir.local_checkpoints(), &spec.name, keep_local);
     let events = EventLog::open(run_dir.events()).map_err(|e| start(&e))?;
 
     let slots = spec

@@ -49,6 +49,10 @@ impl RunDir {
     pub(crate) fn snapshots(&self) -> PathBuf {
         self.0.join("snapshots")
     }
+    /// Copies of checkpoint objects, in a folder for each process that wrote them.
+    pub(crate) fn local_checkpoints(&self) -> PathBuf {
+        self.0.join("local")
+    }
     /// Certificates of the cluster.
     pub fn tls(&self) -> PathBuf {
         self.0.join("tls")

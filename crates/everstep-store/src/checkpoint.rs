@@ -49,7 +49,11 @@ impl RunStore {
     ) -> Result<CheckpointObject, StoreError> {
         let blocks = ascending(step, writer_name, blocks)?;
         let entries = entries(&blocks).await.map_err(unread(step))?;
-        self.write_object(step, writer_name, blocks, entries).await
+        let object = self
+            .write_object(step, writer_name, blocks, entries)
+            .await?;
+        self.keep_near(step, std::slice::from_ref(&object));
+        Ok(object)
     }
 
     /// Writes an object of `blocks`, at least one, ascending, with their entries.
@@ -70,6 +74,9 @@ impl RunStore {
             blake3.to_string()
         );
         image.place(&mut entries);
+        if let Some(near) = &self.near {
+            near.write(&key, &image).await;
+        }
         upload(&self.backend.bulk, &Path::from(key.as_str()), &image)
             .await
             .map_err(io("write", &key))?;
@@ -79,6 +86,13 @@ impl RunStore {
             blake3,
             blocks: entries,
         })
+    }
+
+    /// The newest checkpoints of this process are kept on its node, if that was asked for.
+    pub(crate) fn keep_near(&self, step: u64, objects: &[CheckpointObject]) {
+        if let Some(near) = &self.near {
+            near.keep(step, objects.iter().map(|object| object.key.as_str()));
+        }
     }
 
     /// Commits a checkpoint: makes sure that all its objects are there and creates `MANIFEST.json`.

@@ -124,7 +124,7 @@ impl RunStore {
             v: ValueDifference::of(&a.v, &b.v),
             extra: a.extra != b.extra,
         };
-        Ok(a.iter().zip(&b).map(difference).collect())
+        Ok(a.states.iter().zip(&b.states).map(difference).collect())
     }
 }
 

@@ -35,6 +35,7 @@ mod lease;
 mod ledger;
 mod listing;
 mod manifest;
+mod near;
 mod pins;
 mod probe;
 mod prune;
@@ -64,7 +65,7 @@ pub use manifest::{
 pub use probe::ProbeReport;
 pub use prune::{PrunePlan, PruneReport, Removal};
 pub use quarantine::Quarantine;
-pub use read::LatestIntact;
+pub use read::{LatestIntact, Loaded};
 pub use retention::{KeepReason, Retention, RetentionInfo};
 pub use run_store::{PutRun, RunStore};
 pub use verify::ScrubReport;

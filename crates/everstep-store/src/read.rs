@@ -28,6 +28,15 @@ pub struct LatestIntact {
     pub damaged: Vec<Damage>,
 }
 
+/// Blocks of a checkpoint, as [`RunStore::load`] gives them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The blocks, in the order in which they were asked for.
+    pub states: Vec<BlockState>,
+    /// How many different ones came from this node.
+    pub num_near: usize,
+}
+
 impl RunStore {
     /// The newest committed step, from a list that may be old and from `hints`, as [`RunStore::latest_intact`], without a look at
     /// what it consists of.
@@ -115,13 +124,22 @@ impl RunStore {
     /// Loads blocks of a committed step, in the order of `blocks`, reading only their bytes.
     ///
     /// # Errors
-    /// As [`RunStore::load_manifest`]; [`StoreError::UnknownBlock`]; [`StoreError::Damaged`] naming the object and its
-    /// size or digest if something does not verify.
+    /// As [`RunStore::load`].
     pub async fn load_blocks(
         &self,
         step: u64,
         blocks: &[u32],
     ) -> Result<Vec<BlockState>, StoreError> {
+        Ok(self.load(step, blocks).await?.states)
+    }
+
+    /// Loads blocks of a committed step. What this node has kept ([`RunStore::with_near_copies`]) and verifies is not asked of the store,
+    /// which only says what is right: its manifest.
+    ///
+    /// # Errors
+    /// As [`RunStore::load_manifest`]; [`StoreError::UnknownBlock`]; [`StoreError::Damaged`] naming the object and its
+    /// size or digest if something does not verify.
+    pub async fn load(&self, step: u64, blocks: &[u32]) -> Result<Loaded, StoreError> {
         let manifest = self.load_manifest(step).await?;
         self.load_from(&manifest, blocks).await
     }
@@ -130,7 +148,7 @@ impl RunStore {
         &self,
         manifest: &CheckpointManifest,
         blocks: &[u32],
-    ) -> Result<Vec<BlockState>, StoreError> {
+    ) -> Result<Loaded, StoreError> {
         let (step, num_blocks) = (manifest.step, manifest.num_blocks);
         if let Some(&block) = blocks.iter().find(|block| **block >= num_blocks) {
             return Err(StoreError::UnknownBlock {
@@ -141,6 +159,7 @@ impl RunStore {
         }
         let wanted_blocks: BTreeSet<u32> = blocks.iter().copied().collect();
         let mut loaded: BTreeMap<u32, BlockState> = BTreeMap::new();
+        let mut num_near = 0;
         for object in &manifest.objects {
             let wanted: Vec<&BlockEntry> = object
                 .blocks
@@ -150,11 +169,19 @@ impl RunStore {
             if wanted.is_empty() {
                 continue;
             }
-            self.check_size(step, object).await?;
+            let mut is_checked = false;
             for batch in batches(&wanted) {
-                for state in self.load_batch(step, object, batch).await? {
-                    loaded.insert(state.block, state);
-                }
+                let states = if let Some(states) = self.load_near(step, object, batch).await {
+                    num_near += states.len();
+                    states
+                } else {
+                    if !is_checked {
+                        self.check_size(step, object).await?;
+                        is_checked = true;
+                    }
+                    self.load_batch(step, object, batch).await?
+                };
+                loaded.extend(states.into_iter().map(|state| (state.block, state)));
             }
         }
         let mut states: Vec<BlockState> = Vec::with_capacity(blocks.len());
@@ -168,7 +195,27 @@ impl RunStore {
                     .expect("every block was loaded"),
             );
         }
-        Ok(states)
+        Ok(Loaded { states, num_near })
+    }
+
+    /// A batch as this node has it; `None` if it does not have it, or not right.
+    async fn load_near(
+        &self,
+        step: u64,
+        object: &CheckpointObject,
+        entries: &[&BlockEntry],
+    ) -> Option<Vec<BlockState>> {
+        let near = self.near.clone()?;
+        let (key, ranges) = (object.key.clone(), ranges(entries));
+        let read = tokio::task::spawn_blocking(move || near.read(&key, &ranges));
+        let bytes = read.await.ok()??;
+        match verified(step, object, entries, bytes).await {
+            Ok(states) => Some(states),
+            Err(error) => {
+                tracing::warn!(%error, "this node's copy is damaged; reading the store's");
+                None
+            }
+        }
     }
 
     async fn load_batch(
@@ -177,46 +224,13 @@ impl RunStore {
         object: &CheckpointObject,
         entries: &[&BlockEntry],
     ) -> Result<Vec<BlockState>, StoreError> {
-        let ranges: Vec<Range<u64>> = entries
-            .iter()
-            .map(|entry| entry.offset..entry.end().unwrap_or(entry.offset))
-            .collect();
         let path = Path::from(object.key.as_str());
         let bytes = self
             .bulk()
-            .get_ranges(&path, &ranges)
+            .get_ranges(&path, &ranges(entries))
             .await
             .map_err(io("read", &object.key))?;
-        let mut states = Vec::with_capacity(entries.len());
-        for (entry, bytes) in entries.iter().zip(bytes) {
-            let state = decode(entry, &bytes);
-            for (part, expected, found) in [
-                ("parameters", entry.param_digest, param_digest(&state.param)),
-                (
-                    "optimizer",
-                    entry.optimizer_digest,
-                    optimizer_digest(&state.m, &state.v),
-                ),
-            ] {
-                if expected != found {
-                    let reason = DamageReason::Block {
-                        block: entry.block,
-                        part,
-                        expected,
-                        found,
-                    };
-                    return Err(Damage {
-                        step,
-                        object: object.key.clone(),
-                        reason,
-                    }
-                    .into());
-                }
-            }
-            states.push(state);
-            tokio::task::yield_now().await;
-        }
-        Ok(states)
+        verified(step, object, entries, bytes).await
     }
 
     /// The newest committed checkpoint whose objects all exist and verify, and what is damaged in newer ones.
@@ -270,6 +284,52 @@ impl RunStore {
             damaged,
         })
     }
+}
+
+fn ranges(entries: &[&BlockEntry]) -> Vec<Range<u64>> {
+    entries
+        .iter()
+        .map(|entry| entry.offset..entry.end().unwrap_or(entry.offset))
+        .collect()
+}
+
+/// The blocks that `bytes` are, compared with their digests.
+async fn verified(
+    step: u64,
+    object: &CheckpointObject,
+    entries: &[&BlockEntry],
+    bytes: Vec<Bytes>,
+) -> Result<Vec<BlockState>, StoreError> {
+    let mut states = Vec::with_capacity(entries.len());
+    for (entry, bytes) in entries.iter().zip(bytes) {
+        let state = decode(entry, &bytes);
+        for (part, expected, found) in [
+            ("parameters", entry.param_digest, param_digest(&state.param)),
+            (
+                "optimizer",
+                entry.optimizer_digest,
+                optimizer_digest(&state.m, &state.v),
+            ),
+        ] {
+            if expected != found {
+                let reason = DamageReason::Block {
+                    block: entry.block,
+                    part,
+                    expected,
+                    found,
+                };
+                return Err(Damage {
+                    step,
+                    object: object.key.clone(),
+                    reason,
+                }
+                .into());
+            }
+        }
+        states.push(state);
+        tokio::task::yield_now().await;
+    }
+    Ok(states)
 }
 
 /// Splits entries so that one request asks for a bounded number of bytes (or for one block).

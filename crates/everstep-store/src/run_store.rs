@@ -16,6 +16,7 @@ use tokio::sync::RwLock;
 use crate::backend::{self, Backend};
 use crate::error::{StoreError, io, one_line};
 use crate::identity::RunIdentity;
+use crate::near::Near;
 use crate::sealed::{self, Unreadable};
 
 const RUN_TOML: &str = "run.toml";
@@ -38,6 +39,7 @@ pub struct RunStore {
     pub(crate) removals: Arc<RwLock<()>>,
     /// Objects that this program has read and compared with their digests, of those that it shares.
     pub(crate) verified: Arc<Mutex<BTreeSet<String>>>,
+    pub(crate) near: Option<Arc<Near>>,
 }
 
 /// What [`RunStore::put_run`] did.
@@ -80,7 +82,16 @@ impl RunStore {
             run: run.to_owned(),
             removals: Arc::default(),
             verified: Arc::default(),
+            near: None,
         })
+    }
+
+    /// Also keeps what is written on this node, below `root`, and reads it from there first; see [`RunStore::load`]. All processes of a
+    /// node may share `root`: each keeps what it wrote for its last `keep` checkpoints, by its name `process`, and reads all of it.
+    #[must_use]
+    pub fn with_near_copies(self, root: &std::path::Path, process: &str, keep: usize) -> Self {
+        let near = (keep > 0).then(|| Arc::new(Near::new(root, process, keep)));
+        Self { near, ..self }
     }
 
     /// A run in a store of the tests' own.
@@ -97,6 +108,7 @@ impl RunStore {
             run: run.to_owned(),
             removals: Arc::default(),
             verified: Arc::default(),
+            near: None,
         }
     }
 

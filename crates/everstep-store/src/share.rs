@@ -82,6 +82,7 @@ impl RunStore {
                 objects.push(written.await?);
             }
         }
+        self.keep_near(step, &objects);
         Ok(objects)
     }
 

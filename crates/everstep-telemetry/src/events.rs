@@ -192,6 +192,13 @@ pub enum Event {
         bytes: u64,
         seconds: f64,
     },
+    /// `process` has read so many blocks of a committed checkpoint, `local_blocks` of them from its node's own disk.
+    StateRestored {
+        process: String,
+        step: u64,
+        blocks: u64,
+        local_blocks: u64,
+    },
     /// A checkpoint was given up; what it left is garbage.
     CheckpointAbandoned {
         step: u64,

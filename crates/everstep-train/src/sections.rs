@@ -239,6 +239,9 @@ pub struct CheckpointConfig {
     /// Those of steps that this number divides are kept for ever. None if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_every: Option<u64>,
+    /// So many newest ones are also kept on the disks of those who wrote them, in the run directory, and restored from there: a node reads
+    /// its own copy before the store's. 0 if left out.
+    pub keep_local: usize,
     /// So many with the lowest held-out loss are kept as well. 0 if left out.
     pub keep_best: usize,
     /// While the run goes on, committed checkpoints are read again at so many bytes a second at most, one after the other, and
@@ -255,6 +258,7 @@ impl Default for CheckpointConfig {
             every: CheckpointEvery::Steps(100),
             keep: 3,
             keep_every: None,
+            keep_local: 0,
             keep_best: 0,
             scrub_bytes_per_s: 4 << 20,
             memory_bytes: 64 << 20,

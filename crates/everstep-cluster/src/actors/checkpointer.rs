@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use everstep_optim::{BlockState, TrainingNumerics};
 use everstep_protocol::{BlockId, Lineage, Member, Step, shard};
-use everstep_store::{BlockSource, CheckpointManifest, CheckpointObject, Commit, StoreError};
+use everstep_store::{BlockSource, CheckpointManifest, CheckpointObject, Commit, Loaded, StoreError};
 use everstep_telemetry::{Event, names};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
@@ -246,9 +246,15 @@ async fn load(
     let mut backoff = Backoff::default();
     let mut damaged = 0;
     loop {
-        let read = || context.store.load_blocks(version.0, &blocks);
+        let read = || context.store.load(version.0, &blocks);
         match patiently(&context, Access::Read, read).await {
-            Ok(states) => {
+            Ok(Loaded { states, num_near }) => {
+                context.event(&Event::StateRestored {
+                    process: context.name().to_owned(),
+                    step: version.0,
+                    blocks: blocks.len() as u64,
+                    local_blocks: num_near as u64,
+                });
                 for state in states {
                     let Some(history) = history::from_text(&state.extra) else {
                         let (block, extra) = (state.block, state.extra);
