@@ -162,10 +162,7 @@ fn mistakes_with_checkpoints_are_one_line() {
             &["ls", "s3://there/it"],
             "run `it` does not exist in store `s3://there`",
         ),
-        (
-            &["cp", "run", "s3://wrong/it"],
-            "the bucket or folder does not exist",
-        ),
+        (&["cp", "run", "s3://wrong/it"], "the bucket does not exist"),
         (&["cp", "run", "s3://there/other"], "a run keeps its name"),
         (&["prune", "run", "--keep", "0"], "at least 1"),
         (&["diff", "50", "50"], "which run?"),

@@ -318,20 +318,24 @@ replication = {replication}
 
     /// All logs of a run, for the message of a failing test.
     pub(crate) fn logs(&self, run_dir: &str) -> String {
-        let mut all = String::new();
-        let folder = self.path().join(run_dir).join("logs");
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            let tail: Vec<&str> = text.lines().rev().take(40).collect();
-            let tail: Vec<&str> = tail.into_iter().rev().collect();
-            all += &format!(
-                "--- {}\n{}\n",
-                entry.file_name().to_string_lossy(),
-                tail.join("\n")
-            );
-        }
-        all
+        logs_in(&self.path().join(run_dir))
     }
+}
+
+/// What the run printed, and the ends of its processes' logs.
+fn logs_in(run_dir: &Path) -> String {
+    let printed = run_dir.with_extension("stderr");
+    let logs = fs::read_dir(run_dir.join("logs")).into_iter().flatten();
+    let logs = logs.flatten().map(|entry| entry.path());
+    let mut all = String::new();
+    for path in std::iter::once(printed).chain(logs) {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let tail: Vec<&str> = text.lines().rev().take(40).collect();
+        let tail: Vec<&str> = tail.into_iter().rev().collect();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        all += &format!("--- {name}\n{}\n", tail.join("\n"));
+    }
+    all
 }
 
 /// What the standard run gives when nothing disturbs it.
@@ -456,7 +460,7 @@ impl Running {
     pub(crate) fn wait_for_event(&self, kind: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         let mut events = follow(&self.run_dir.join("events.jsonl"), self.pid);
         let event = events.find(|event| event["kind"] == kind && is_it(event));
-        event.unwrap_or_else(|| panic!("no such {kind} event in time"))
+        event.unwrap_or_else(|| panic!("no such {kind} event in time\n{}", logs_in(&self.run_dir)))
     }
 
     /// Adds so many milliseconds to each task of a worker; the run must allow it.

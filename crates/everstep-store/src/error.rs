@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::diagnosis::diagnosis;
 use crate::digest::Digest;
 use crate::identity::Difference;
 
@@ -55,7 +56,7 @@ pub enum StoreError {
         reason: String,
     },
     /// The store failed to do what was asked, after all retries.
-    #[error("{operation} `{key}`: {}{}", hint(source), one_line(source.as_ref()))]
+    #[error("{operation} `{key}`: {}", diagnosis(source))]
     Io {
         /// The verb: `read`, `write`, `list`, `delete`.
         operation: &'static str,
@@ -202,17 +203,6 @@ impl StoreError {
     pub fn is_outage(&self) -> bool {
         self.kind() == ErrorKind::Retry
             || matches!(self, Self::NotWritable { .. } | Self::NoRun { .. })
-    }
-}
-
-/// What the store's own words do not say.
-fn hint(source: &object_store::Error) -> &'static str {
-    match source {
-        object_store::Error::PermissionDenied { .. }
-        | object_store::Error::Unauthenticated { .. } => {
-            "the store denies access; the credentials may have expired or lack a right: "
-        }
-        _ => "",
     }
 }
 

@@ -27,6 +27,7 @@ mod block;
 mod checkpoint;
 mod copy;
 mod damaged;
+mod diagnosis;
 mod diff;
 mod digest;
 mod error;

@@ -14,7 +14,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::RwLock;
 
 use crate::backend::{self, Backend};
-use crate::error::{StoreError, io, one_line};
+use crate::diagnosis::diagnosis;
+use crate::error::{StoreError, io};
 use crate::identity::RunIdentity;
 use crate::near::Near;
 use crate::sealed::{self, Unreadable};
@@ -150,11 +151,13 @@ impl RunStore {
         let reason = match tokio::time::timeout(CHECK_DEADLINE, check).await {
             Ok(Ok(true)) => return Ok(()),
             Ok(Ok(false)) => "what was written did not come back the same".to_owned(),
-            // Writing needs no object to be there, only the bucket or the folder.
-            Ok(Err(error @ object_store::Error::NotFound { .. })) => {
-                format!("the bucket or folder does not exist: {}", one_line(&error))
+            // Writing needs no object to be there, only the folder.
+            Ok(Err(error @ object_store::Error::NotFound { .. }))
+                if self.backend.folder.is_some() =>
+            {
+                format!("the folder does not exist: {}", diagnosis(&error))
             }
-            Ok(Err(error)) => one_line(&error),
+            Ok(Err(error)) => diagnosis(&error),
             Err(_) => format!("no answer within {} seconds", CHECK_DEADLINE.as_secs()),
         };
         let reason = match self.backend.suspicion {

@@ -65,6 +65,21 @@ async fn a_server_without_create_if_absent_is_refused(moto: &Moto) {
     );
 }
 
+/// By a server that looks at keys.
+#[tokio::test]
+async fn strangers_are_told_what_is_wrong() {
+    let strict = Moto::start_strict();
+    strict.create_bucket("models");
+    let stranger = Fixture::s3("models", strict.environment()).open("r");
+    let error = stranger.check_writable().await.unwrap_err();
+    assert!(
+        error.to_string().contains(
+            "refuses writes: the store does not know this AWS_ACCESS_KEY_ID (the store says InvalidAccessKeyId)"
+        ),
+        "{error}"
+    );
+}
+
 async fn refusals_are_quick(moto: &Moto) {
     let start = Instant::now();
     let no_bucket = Fixture::s3("nobodys", moto.environment()).open("r");
@@ -72,7 +87,7 @@ async fn refusals_are_quick(moto: &Moto) {
     assert!(
         error
             .to_string()
-            .contains("the bucket or folder does not exist"),
+            .ends_with("refuses writes: the bucket does not exist; create it, or correct the name in the URL (the store says NoSuchBucket)"),
         "{error}"
     );
 

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use everstep_optim::{BlockState, TrainingNumerics};
 use everstep_protocol::{BlockId, Lineage, Member, Step, shard};
-use everstep_store::{BlockSource, CheckpointManifest, CheckpointObject, Commit, Loaded, StoreError};
+use everstep_store::{
+    BlockSource, CheckpointManifest, CheckpointObject, Commit, Loaded, StoreError,
+};
 use everstep_telemetry::{Event, names};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;

@@ -33,7 +33,19 @@ pub(crate) struct Moto {
 
 impl Moto {
     pub(crate) fn start() -> Self {
-        let mut child = Command::new(program())
+        Self::spawn(Command::new(program()))
+    }
+
+    /// One that takes the first request from anybody, and then none: it knows nobody's keys.
+    #[allow(dead_code, reason = "not every test program needs it")]
+    pub(crate) fn start_strict() -> Self {
+        let mut program = Command::new(program());
+        program.env("INITIAL_NO_AUTH_ACTION_COUNT", "1");
+        Self::spawn(program)
+    }
+
+    fn spawn(mut program: Command) -> Self {
+        let mut child = program
             // Port 0: the system picks a free one, and the server says which.
             .args(["-H", "127.0.0.1", "-p", "0"])
             .stdin(Stdio::null())
