@@ -124,12 +124,7 @@ fn power_losses_during_uploads_cost_nothing_that_was_committed() {
         if during == KILLS {
             break;
         }
-        let t0 = std::time::Instant::now();
         let running = train(None);
-        running.wait_for_event("run_started", |_| {
-            bench.count("lost", "run_started") as u32 > round
-        });
-        let t1 = t0.elapsed();
         let due = wait_for_the_second_checkpoint(&running, newest);
         if newest > 0 {
             let rollbacks = bench.events("lost", "rollback");
@@ -142,13 +137,7 @@ fn power_losses_during_uploads_cost_nothing_that_was_committed() {
         wait_for("requests of the upload", || {
             (proxy.num_requests() >= moment).then_some(())
         });
-        let t2 = t0.elapsed();
         running.power_loss();
-        eprintln!(
-            "{round}: started {t1:?} killed {t2:?} gone {:?} due {due} moment {}/{upload_requests}",
-            t0.elapsed(),
-            moment - begin
-        );
         newest = bucket.newest();
         // The last requests of an upload commit it: such a loss does not count, and the next one comes earlier.
         if newest >= due {

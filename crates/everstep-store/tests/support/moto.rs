@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -14,14 +14,22 @@ const START_DEADLINE: Duration = Duration::from_secs(120);
 pub(crate) const INSTALL: &str = "`moto_server` is missing, which the S3 tests need: run `cargo xtask setup --tests`, or \
     `pip install 'moto[server]'` (EVERSTEP_MOTO_SERVER may name the program)";
 
+/// Its threads take turns only when one waits. Otherwise two that create an object at once now and then both succeed, since it looks and
+/// then writes, and everstep rightly refuses such a store.
+const IN_TURN: &str =
+    "import sys; sys.setswitchinterval(1000); from moto.server import main; main(sys.argv[1:])";
+
 /// `EVERSTEP_MOTO_SERVER`, else the one that the set-up installs, else the one on the path.
-fn program() -> PathBuf {
-    let installed =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../third_party/venv/bin/moto_server");
+fn program() -> Command {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../third_party/venv/bin/python3");
     match std::env::var_os("EVERSTEP_MOTO_SERVER") {
-        Some(program) => program.into(),
-        None if installed.exists() => installed,
-        None => "moto_server".into(),
+        Some(program) => Command::new(program),
+        None if python.exists() => {
+            let mut command = Command::new(python);
+            command.args(["-c", IN_TURN]);
+            command
+        }
+        None => Command::new("moto_server"),
     }
 }
 
@@ -33,13 +41,13 @@ pub(crate) struct Moto {
 
 impl Moto {
     pub(crate) fn start() -> Self {
-        Self::spawn(Command::new(program()))
+        Self::spawn(program())
     }
 
     /// One that takes the first request from anybody, and then none: it knows nobody's keys.
     #[allow(dead_code, reason = "not every test program needs it")]
     pub(crate) fn start_strict() -> Self {
-        let mut program = Command::new(program());
+        let mut program = program();
         program.env("INITIAL_NO_AUTH_ACTION_COUNT", "1");
         Self::spawn(program)
     }
