@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::checkpoint::args::CheckpointCommand;
 
@@ -142,9 +142,23 @@ pub(crate) struct ExportArgs {
     /// A committed step; the default is the last one.
     #[arg(long, value_name = "N")]
     pub(crate) step: Option<u64>,
-    /// The folder to write; must not exist.
+    /// Type of the tensors.
+    #[arg(long, value_enum, default_value_t = ExportDtype::Float32)]
+    pub(crate) dtype: ExportDtype,
+    /// Bytes of tensors in one safetensors file at most, unless a single tensor is larger.
+    #[arg(long, value_name = "N", default_value_t = everstep_model::hugging_face::DEFAULT_SHARD_BYTES)]
+    pub(crate) max_shard_bytes: u64,
+    /// The folder to write; must not exist or be empty.
     #[arg(value_name = "OUT")]
     pub(crate) out: PathBuf,
+}
+
+/// Type of exported tensors.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ExportDtype {
+    Float32,
+    Bfloat16,
+    Float16,
 }
 
 #[derive(Debug, Args)]

@@ -13,7 +13,7 @@ const END_OF_TEXT: [&str; 4] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eo
 pub struct Tokenizer {
     json: Vec<u8>,
     vocab_size: usize,
-    eot: Option<u32>,
+    eot: Option<(u32, &'static str)>,
     inner: Inner,
 }
 
@@ -30,7 +30,7 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer")
             .field("vocab_size", &self.vocab_size)
-            .field("eot", &self.eot)
+            .field("eot", &self.eot())
             .finish_non_exhaustive()
     }
 }
@@ -64,8 +64,7 @@ impl Tokenizer {
         }
         let eot = END_OF_TEXT
             .iter()
-            .find_map(|name| vocab.get(*name))
-            .copied();
+            .find_map(|&name| vocab.get(name).map(|&id| (id, name)));
         let inner = match Shape::of(&json) {
             Shape::Char => {
                 let single = |text: &str| {
@@ -159,6 +158,11 @@ impl Tokenizer {
 
     /// The token that ends a text, if the tokenizer has one.
     pub fn eot(&self) -> Option<u32> {
+        self.eot.map(|(id, _)| id)
+    }
+
+    /// Id and name of that token.
+    pub fn end_of_text(&self) -> Option<(u32, &'static str)> {
         self.eot
     }
 
