@@ -29,8 +29,13 @@ pub(crate) enum Command {
     Digest(DigestArgs),
     /// Write a committed step as a Hugging Face folder.
     Export(ExportArgs),
+    /// Check a Hugging Face folder and print a run file that trains on from it.
+    Import(ImportArgs),
     /// Let the model continue a text.
     Generate(GenerateArgs),
+    /// Print a text's tokens, their logits and the likeliest continuation as JSON.
+    #[command(hide = true)]
+    Logits(LogitsArgs),
     /// List, verify, compare, pin, remove and copy checkpoints.
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
@@ -139,7 +144,7 @@ pub(crate) struct ExportArgs {
     /// Where the run lives.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: PathBuf,
-    /// A committed step; the default is the last one.
+    /// A committed step, or 0 for what training began with; the default is the last one.
     #[arg(long, value_name = "N")]
     pub(crate) step: Option<u64>,
     /// Type of the tensors.
@@ -162,11 +167,43 @@ pub(crate) enum ExportDtype {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// The folder: config.json, model.safetensors or its shards with their index, tokenizer.json.
+    #[arg(value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
+    /// Text to train on: files, globs or folders.
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    pub(crate) train: Vec<PathBuf>,
+    /// The tokenizer, if it is not in the folder.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Where the run file goes, must not exist; printed if left out.
+    #[arg(long, value_name = "RUN.toml")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogitsArgs {
+    /// Where the run lives.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+    /// A committed step, or 0; the default is the last one.
+    #[arg(long, value_name = "N")]
+    pub(crate) step: Option<u64>,
+    /// The text.
+    #[arg(long)]
+    pub(crate) prompt: String,
+    /// How many tokens to continue it by.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) max_tokens: usize,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
     /// Where the run lives.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: PathBuf,
-    /// A committed step; the default is the last one.
+    /// A committed step, or 0 for what training began with; the default is the last one.
     #[arg(long, value_name = "N")]
     pub(crate) step: Option<u64>,
     /// The text to go on from.

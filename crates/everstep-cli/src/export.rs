@@ -11,11 +11,9 @@ pub(crate) fn run(args: ExportArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let parameters = runtime.block_on(async {
-        let store = run.open_store().map_err(user)?;
-        let step = run.committed_step(&store, args.step).await.map_err(user)?;
-        run.load_parameters(&store, step).await.map_err(user)
-    })?;
+    let parameters = runtime
+        .block_on(run.parameters_at(args.step))
+        .map_err(user)?;
     let tokenizer = run.dataset().tokenizer();
     let tokenizer = ExportedTokenizer {
         json: tokenizer.json(),

@@ -9,6 +9,8 @@ mod digest;
 mod drain;
 mod export;
 mod generate;
+mod import;
+mod logits;
 mod node;
 mod progress;
 mod status;
@@ -53,7 +55,9 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Digest(args) => digest::run(args),
         Command::Export(args) => export::run(args),
+        Command::Import(args) => import::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Logits(args) => logits::run(args),
         Command::Checkpoint(command) => checkpoint::run(command),
         Command::Certs(args) => certs::run(args),
         Command::Audit(command) => audit::run(command),

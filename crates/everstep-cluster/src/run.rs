@@ -22,7 +22,9 @@ use crate::agent::lock::AgentLock;
 use crate::life;
 use crate::rundir::RunDir;
 use crate::topology::{ActorRole, Topology, TopologyError};
+use initial::InitialWeights;
 
+mod initial;
 mod prepare;
 
 pub use prepare::RunRequest;
@@ -104,6 +106,7 @@ pub struct RunContext {
     run_dir: RunDir,
     data: PretrainingData,
     objective: Pretraining,
+    initial_weights: Option<InitialWeights>,
     /// Held by whoever prepared the run to supervise it.
     _lock: Option<AgentLock>,
 }
@@ -223,11 +226,25 @@ impl RunContext {
         }
     }
 
-    /// The master parameters of a committed step, in the layout's order.
+    /// The master parameters at `step`, or at the last committed one, in the layout's order. Those of step 0 are always known.
     ///
     /// # Errors
-    /// The checkpoint is damaged or cannot be read.
-    pub async fn load_parameters(&self, store: &RunStore, step: u64) -> Result<Vec<f32>, RunError> {
+    /// The step is not committed, or its checkpoint is damaged or cannot be read.
+    pub async fn parameters_at(&self, step: Option<u64>) -> Result<Vec<f32>, RunError> {
+        if step == Some(0) {
+            let blocks = 0..self.num_blocks();
+            let states: Vec<BlockState> = blocks
+                .map(|block| self.initial_state(block))
+                .collect::<Result<_, _>>()?;
+            let parameters = states.iter().map(|state| state.parameters.as_slice());
+            return Ok(parameters.collect::<Vec<_>>().concat());
+        }
+        let store = self.open_store()?;
+        let step = self.committed_step(&store, step).await?;
+        self.load_parameters(&store, step).await
+    }
+
+    async fn load_parameters(&self, store: &RunStore, step: u64) -> Result<Vec<f32>, RunError> {
         let blocks: Vec<BlockId> = (0..self.num_blocks()).collect();
         let mut values = vec![0.0; self.layout().num_elements()];
         for state in store.load_blocks(step, &blocks).await? {
@@ -323,8 +340,19 @@ impl RunContext {
         }
     }
 
-    pub(crate) fn initial_state(&self, block: BlockId) -> BlockState {
-        self.numerics.initial_state(self.config.run.seed, block)
+    /// State of a block before step 0: weights of the folder that the run file names, or drawn from the seed.
+    ///
+    /// # Errors
+    /// The weights cannot be read, or are not what the run began with.
+    pub(crate) fn initial_state(&self, block: BlockId) -> Result<BlockState, RunError> {
+        match &self.initial_weights {
+            None => Ok(self.numerics.initial_state(self.config.run.seed, block)),
+            Some(weights) => {
+                let place = self.layout().block(block);
+                let values = weights.values(place.offset..place.offset + place.len)?;
+                Ok(BlockState::new(values))
+            }
+        }
     }
 
     /// The tokens of a task: a pure function of the dataset, the seed and the task.

@@ -61,6 +61,10 @@ impl RunDir {
     pub fn data(&self) -> PathBuf {
         self.0.join("data")
     }
+    /// Weights that the run starts from, if its file names any.
+    pub(crate) fn initial_weights(&self) -> PathBuf {
+        self.0.join("init")
+    }
     /// Status files of agents and of the leader.
     pub fn status(&self) -> PathBuf {
         self.0.join("status")

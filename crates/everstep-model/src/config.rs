@@ -44,6 +44,16 @@ pub enum Mlp {
     GeluTanh,
 }
 
+impl Mlp {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Swiglu => "swiglu",
+            Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu_tanh",
+        }
+    }
+}
+
 /// A decoder-only transformer. Fields left out take the defaults of the architecture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Fields")]
@@ -82,6 +92,13 @@ pub struct ModelConfig {
     pub init_std: f64,
     /// Whether projections and layer norms have biases; `true` for `gpt2`, `false` for `llama`.
     pub bias: bool,
+    /// A Hugging Face folder whose weights training starts from, relative to the run file; drawn from the run's seed if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
+    /// What [`WeightsFolder::digest`](crate::hugging_face::WeightsFolder::digest) says of that folder; filled in when a run begins. If it
+    /// is given, a folder with other weights is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_digest: Option<String>,
 }
 
 /// The table as it is written: everything that has a default is optional.
@@ -106,6 +123,8 @@ struct Fields {
     norm_eps: Option<f64>,
     init_std: Option<f64>,
     bias: Option<bool>,
+    init: Option<String>,
+    init_digest: Option<String>,
 }
 
 /// A field whose value cannot be used.
@@ -153,6 +172,8 @@ impl ModelConfig {
             norm_eps: 1e-5,
             init_std: 0.02,
             bias: !llama,
+            init: None,
+            init_digest: None,
         }
     }
 
@@ -209,7 +230,61 @@ impl ModelConfig {
                 "a number above 0".into()
             })?;
         }
+        if let Some(init) = &self.init {
+            check("init", init, !init.is_empty(), || {
+                "the folder of a model, or leave it out".into()
+            })?;
+        }
+        if let Some(digest) = &self.init_digest {
+            let is_digest = digest.len() == 64
+                && digest
+                    .bytes()
+                    .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+            check(
+                "init_digest",
+                digest,
+                is_digest && self.init.is_some(),
+                || "64 hexadecimal digits, together with init, or leave it out".into(),
+            )?;
+        }
         Ok(())
+    }
+
+    /// The first field of the model itself in which `self` differs from `folder`, that of a folder whose weights it starts from.
+    ///
+    /// What belongs to training may differ, and the context of a model that rotates its positions: no weight depends on it.
+    ///
+    /// # Errors
+    /// The field, with what the folder has.
+    pub fn check_same_model(&self, folder: &Self) -> Result<(), ConfigError> {
+        let (own, other) = (self.text_fields(), folder.text_fields());
+        for ((field, value), (_, allowed)) in own.into_iter().zip(other) {
+            let is_free = field == "context" && self.positions == Positions::Rope;
+            check(field, &value, is_free || value == allowed, || allowed)?;
+        }
+        Ok(())
+    }
+
+    /// The fields that decide what a model with given weights computes, as text.
+    fn text_fields(&self) -> [(&'static str, String); 15] {
+        let name = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
+        [
+            ("architecture", name(&self.architecture)),
+            ("vocab_size", self.vocab_size.to_string()),
+            ("layers", self.layers.to_string()),
+            ("heads", self.heads.to_string()),
+            ("kv_heads", self.kv_heads.to_string()),
+            ("width", self.width.to_string()),
+            ("ffn_width", self.ffn_width.to_string()),
+            ("tied_embeddings", self.tied_embeddings.to_string()),
+            ("norm", name(&self.norm)),
+            ("positions", name(&self.positions)),
+            ("context", self.context.to_string()),
+            ("mlp", self.mlp.name().to_owned()),
+            ("rope_theta", self.rope_theta.to_string()),
+            ("norm_eps", self.norm_eps.to_string()),
+            ("bias", self.bias.to_string()),
+        ]
     }
 }
 
@@ -265,6 +340,8 @@ impl From<Fields> for ModelConfig {
             norm_eps: fields.norm_eps.unwrap_or(base.norm_eps),
             init_std: fields.init_std.unwrap_or(base.init_std),
             bias: fields.bias.unwrap_or(base.bias),
+            init: fields.init,
+            init_digest: fields.init_digest,
             ..base
         }
     }
@@ -374,5 +451,49 @@ mod tests {
             .field,
             "layers"
         );
+    }
+
+    #[test]
+    fn a_folder_of_another_model_is_refused() {
+        let run = ModelConfig {
+            vocab_size: 100,
+            dropout: 0.1,
+            init_std: 0.1,
+            init: Some("folder".into()),
+            ..ModelConfig::new(Architecture::Llama, 2, 4, 64, 32)
+        };
+        let folder = ModelConfig {
+            vocab_size: 100,
+            ..ModelConfig::new(Architecture::Llama, 2, 4, 64, 2048)
+        };
+        run.check_same_model(&folder).unwrap();
+        let other = ModelConfig {
+            kv_heads: 2,
+            ..folder
+        };
+        assert_eq!(
+            run.check_same_model(&other).unwrap_err().to_string(),
+            "kv_heads=`4` is not allowed; allowed: 2"
+        );
+        let learned = |context| ModelConfig::new(Architecture::Gpt2, 2, 4, 64, context);
+        let error = learned(16).check_same_model(&learned(32)).unwrap_err();
+        assert_eq!((error.field, &*error.allowed), ("context", "32"));
+    }
+
+    #[test]
+    fn a_digest_needs_a_folder() {
+        let mut config = ModelConfig {
+            vocab_size: 100,
+            init_digest: Some("0".repeat(64)),
+            ..ModelConfig::new(Architecture::Llama, 2, 4, 64, 32)
+        };
+        assert_eq!(config.validate().unwrap_err().field, "init_digest");
+        config.init = Some("folder".into());
+        config.validate().unwrap();
+        assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
+        config.init_digest = Some("0".repeat(63));
+        assert_eq!(config.validate().unwrap_err().field, "init_digest");
+        config.init = Some(String::new());
+        assert_eq!(config.validate().unwrap_err().field, "init");
     }
 }

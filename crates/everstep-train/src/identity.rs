@@ -79,6 +79,8 @@ impl RunConfig {
         let mut fields = BTreeMap::new();
         flatten("", &all, &mut fields);
         fields.retain(|field, _| starts_with_any(field, &NUMERIC));
+        // Its digest stands for what the folder holds: the same weights elsewhere are the same run.
+        fields.remove("model.init");
         if self.policy.loss_spike == LossSpike::Off {
             // What a spike would be decides nothing, then.
             fields.retain(|field, _| !field.starts_with("policy."));

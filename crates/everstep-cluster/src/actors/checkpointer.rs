@@ -239,7 +239,11 @@ async fn load(
         for block in blocks {
             let run = context.run.clone();
             match tokio::task::spawn_blocking(move || run.initial_state(block)).await {
-                Ok(state) => loaded(Some(event(block, state))),
+                Ok(Ok(state)) => loaded(Some(event(block, state))),
+                Ok(Err(error)) => {
+                    tracing::error!(%error, block, "initial weights cannot be read");
+                    return loaded(None);
+                }
                 Err(error) => tracing::error!(%error, block, "initial weights could not be made"),
             }
         }

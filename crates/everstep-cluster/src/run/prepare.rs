@@ -11,6 +11,7 @@ use everstep_torch::Platform;
 use everstep_train::{Election, NumericDifference, Pretraining, PretrainingData, RunConfig};
 use everstep_transport::ClusterCa;
 
+use super::initial::{self, InitialWeights};
 use super::{RunContext, RunError, Timing, absolute, short};
 use crate::agent::lock::AgentLock;
 use crate::life;
@@ -92,6 +93,7 @@ impl RunContext {
             }
             Err(error) => return Err(error.into()),
         };
+        initial::resolve(&mut config, &request.run_file, &run_dir)?;
         let dataset = if resuming {
             Dataset::open(&run_dir.data())?
         } else {
@@ -201,6 +203,7 @@ impl RunContext {
         };
         let run_id = short(identity.digest());
         let timing = Timing::default();
+        let initial_weights = InitialWeights::of(&config.model, &run_dir);
         Ok(Self {
             config,
             topology,
@@ -211,6 +214,7 @@ impl RunContext {
             run_dir,
             data,
             objective,
+            initial_weights,
             _lock: None,
         })
     }
