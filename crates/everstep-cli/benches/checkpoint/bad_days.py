@@ -22,6 +22,7 @@ def main():
     events = lines(folder / "disturbed" / "events.jsonl")
     committed = [(seconds(e["time"]), e["step"]) for e in events if e["kind"] == "checkpoint_committed"]
     steps = [(seconds(m["time"]), m["step"], m["step_seconds"]) for m in metrics]
+    # The report counts from the start of the run's process, which logs its first event a little later.
     begin = seconds(events[0]["time"])
     windows = [(f["label"], begin + f["at"], begin + f["until"]) for f in report["faults"]]
 
