@@ -11,6 +11,7 @@ mod bad_input;
 mod chaos;
 mod checkpoints;
 mod drain;
+mod interchange;
 mod kills;
 mod leaders;
 mod local_state;
