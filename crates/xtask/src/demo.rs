@@ -114,8 +114,7 @@ struct Demo<'a> {
 
 impl<'a> Demo<'a> {
     fn new(workspace: &'a Workspace, options: &'a Options) -> Result<Self> {
-        let target = std::env::var_os("CARGO_TARGET_DIR")
-            .map_or_else(|| workspace.root().join("target"), PathBuf::from);
+        let target = workspace.target();
         let demo = Self {
             options,
             scenario: Scenario::read(&workspace.root().join(&options.scenario))?,

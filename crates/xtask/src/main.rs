@@ -17,6 +17,7 @@ mod setup;
 mod sim;
 mod test;
 mod tidy;
+mod transformers;
 mod workspace;
 
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ enum Command {
     Test(test::Options),
     /// Run the cluster simulator over many seeds, or replay one
     Sim(sim::Options),
+    /// Compare exported and imported models with Hugging Face transformers
+    Transformers,
     /// Train a small model while its processes are killed, and show that no bit changed
     Demo(demo::Options),
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Setup(options) => setup::run(&workspace, &options),
         Command::Test(options) => test::run(&workspace, &options),
         Command::Sim(options) => sim::run(&workspace, &options),
+        Command::Transformers => transformers::run(&workspace),
         Command::Demo(options) => demo::run(&workspace, &options),
     });
     match outcome {

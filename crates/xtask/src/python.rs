@@ -1,6 +1,6 @@
 //! The machine's python3 and the virtual environment that set-up owns.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -42,17 +42,21 @@ impl Python {
     ///
     /// Debian splits `venv` from python3, so where it is missing `virtualenv` is fetched into a folder of its own.
     pub(crate) fn of_workspace(workspace: &Workspace) -> Result<Self> {
-        let folder = workspace.venv();
+        Self::of_environment(workspace, &workspace.venv())
+    }
+
+    /// The environment in `folder`, made on first use.
+    pub(crate) fn of_environment(workspace: &Workspace, folder: &Path) -> Result<Self> {
         let interpreter = folder.join("bin/python3");
         if let Ok(python) = Self::with_pip(interpreter.clone()) {
             return Ok(python);
         }
         let machine = Self::of_machine()?;
         if folder.exists() {
-            std::fs::remove_dir_all(&folder)
+            std::fs::remove_dir_all(folder)
                 .with_context(|| format!("cannot remove the broken {}", folder.display()))?;
         }
-        let plain = process::output(machine.command().args(["-m", "venv"]).arg(&folder));
+        let plain = process::output(machine.command().args(["-m", "venv"]).arg(folder));
         if plain.is_err() || !interpreter.exists() {
             let packages = workspace.third_party().join("virtualenv");
             process::run(
@@ -67,7 +71,7 @@ impl Python {
                     .command()
                     .env("PYTHONPATH", &packages)
                     .args(["-m", "virtualenv", "--quiet", "--clear"])
-                    .arg(&folder),
+                    .arg(folder),
             )?;
         }
         let fresh = Self::with_pip(interpreter.clone())?;

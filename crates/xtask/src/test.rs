@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::harness::{self, Counts};
 use crate::workspace::Workspace;
-use crate::{architecture, process, setup, sim, tidy};
+use crate::{architecture, process, setup, sim, tidy, transformers};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Args)]
@@ -15,6 +15,9 @@ pub(crate) struct Options {
     /// Seeds that the simulator tries
     #[arg(long, default_value_t = 5_000)]
     sim_seeds: u64,
+    /// Also compare with Hugging Face transformers, which is done anyway where `cargo xtask transformers` has run: fetches 3 GB
+    #[arg(long)]
+    transformers: bool,
 }
 
 /// Runs every check, also after one that failed, and ends with one line that says how many passed.
@@ -42,6 +45,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         report.tests(&arguments.join(" "), || {
             harness::run(process::cargo(workspace).args(&arguments))
         });
+    }
+    if options.transformers || transformers::is_installed(workspace) {
+        report.check("transformers", || transformers::run(workspace));
     }
     report.check("simulation", || {
         sim::run(workspace, &sim::Options::seeds(options.sim_seeds))

@@ -44,6 +44,16 @@ impl Workspace {
         self.third_party().join("venv")
     }
 
+    /// The Python environment that [`crate::transformers`] compares with.
+    pub(crate) fn transformers(&self) -> PathBuf {
+        self.third_party().join("transformers")
+    }
+
+    /// Where cargo puts what it builds.
+    pub(crate) fn target(&self) -> PathBuf {
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| self.root.join("target"), PathBuf::from)
+    }
+
     /// `LIBTORCH` as the user set it: the value that `.cargo/config.toml` injects does not count.
     pub(crate) fn libtorch_of_user(&self) -> Option<PathBuf> {
         let value = PathBuf::from(std::env::var_os("LIBTORCH").filter(|value| !value.is_empty())?);
