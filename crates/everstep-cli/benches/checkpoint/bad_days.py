@@ -1,6 +1,6 @@
 """Step times and the lag of checkpoints while the store had bad days.
 
-    everstep chaos run chaos/slow/store-bad-days.toml --run-dir DIR --set 'run.store="s3://bucket"'
+    everstep chaos run crates/everstep-cli/benches/checkpoint/bad-days.toml --run-dir DIR --set 'run.store="s3://bucket"'
     python3 crates/everstep-cli/benches/checkpoint/bad_days.py DIR
 """
 
