@@ -12,8 +12,12 @@ use futures::TryStreamExt as _;
 use crate::s3::moto::{Moto, environment};
 use crate::support::{Running, Workbench, wait_for};
 
-/// Kills of everything, each while a checkpoint was due and not committed.
-const KILLS: u32 = 50;
+/// Kills of everything, each while a checkpoint was due and not committed. Each takes six seconds; `EVERSTEP_POWER_LOSSES=50` has more.
+fn num_kills() -> u32 {
+    let given = std::env::var("EVERSTEP_POWER_LOSSES");
+    given.map_or(12, |given| given.parse().unwrap())
+}
+
 /// Steps between checkpoints: enough for one to be uploaded before the next.
 const EVERY: u64 = 15;
 /// Each answer of the store takes so much longer, so that an upload lasts for some steps.
@@ -125,11 +129,12 @@ fn power_losses_during_uploads_cost_nothing_that_was_committed() {
         bench.start_command("lost", train)
     };
 
+    let kills = num_kills();
     let mut stream = Stream::new(3, Purpose::Fault, &[]);
     let (mut during, mut with_objects, mut newest) = (0, 0, 0);
     let mut upload_requests = 8;
-    for round in 0..2 * KILLS {
-        if during == KILLS {
+    for round in 0..2 * kills {
+        if during == kills {
             break;
         }
         let running = train(None);
@@ -164,9 +169,9 @@ fn power_losses_during_uploads_cost_nothing_that_was_committed() {
             upload_requests += 1;
         }
     }
-    assert_eq!(during, KILLS, "too many losses hit no upload");
+    assert_eq!(during, kills, "too many losses hit no upload");
     // Many of them left something behind.
-    assert!(with_objects >= KILLS / 5, "{with_objects}");
+    assert!(with_objects >= kills / 5, "{with_objects}");
     eprintln!("{during} losses during uploads, {with_objects} left objects behind");
 
     let stop_at = newest + 2 * EVERY;
