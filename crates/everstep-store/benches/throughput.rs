@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -48,7 +49,7 @@ fn main() {
     if urls.is_empty() {
         urls.push(format!("file://{}", folder.path().display()));
     }
-    let blocks: Vec<Vec<BlockState>> = (0..STREAMS).map(stream_of_blocks).collect();
+    let blocks: Vec<_> = (0..STREAMS).map(stream_of_blocks).map(Arc::new).collect();
     let plain: Vec<Vec<Bytes>> = blocks.iter().map(|blocks| pieces(blocks)).collect();
     for url in urls {
         runtime.block_on(measure(&url, &blocks, &plain));
@@ -100,7 +101,7 @@ impl Times {
     }
 }
 
-async fn measure(url: &str, blocks: &[Vec<BlockState>], streams: &[Vec<Bytes>]) {
+async fn measure(url: &str, blocks: &[Arc<Vec<BlockState>>], streams: &[Vec<Bytes>]) {
     let mib = (STREAMS * BLOCKS_PER_STREAM * 3 * BLOCK_PARAMS * 4) as f64 / f64::from(1 << 20);
     let store = RunStore::open(url, "throughput").unwrap();
     let identity = identity();
@@ -238,23 +239,23 @@ async fn read_objects(store: &RunStore) {
     futures::future::join_all((0..STREAMS).map(read)).await;
 }
 
-/// As a run does it: every shard writes its blocks, then the coordinator commits.
+/// As a run does it: every shard writes its blocks, each in its own task, then the coordinator commits.
 async fn write_checkpoint(
     store: &RunStore,
     identity: &RunIdentity,
     step: u64,
-    blocks: &[Vec<BlockState>],
+    blocks: &[Arc<Vec<BlockState>>],
 ) {
     let writers = blocks.iter().enumerate().map(|(stream, blocks)| {
-        let store = store.clone();
-        async move {
+        let (store, blocks) = (store.clone(), Arc::clone(blocks));
+        tokio::spawn(async move {
             store
-                .put_blocks(step, &format!("shard-{stream}"), blocks)
+                .put_blocks(step, &format!("shard-{stream}"), &blocks)
                 .await
                 .unwrap()
-        }
+        })
     });
-    let objects = futures::future::join_all(writers).await;
+    let objects = futures::future::try_join_all(writers).await.unwrap();
     let manifest = {
         let num_blocks = (STREAMS * BLOCKS_PER_STREAM) as u32;
         CheckpointManifest::new(step, identity, num_blocks, objects, BTreeMap::new()).unwrap()

@@ -4,11 +4,8 @@ use std::fmt::Write as _;
 use std::io;
 use std::ops::Range;
 
-use crate::digest::{Digest, extend_le};
+use crate::digest::{Digest, HASH_BYTES, extend_le};
 use crate::manifest::BlockEntry;
-
-/// Bytes hashed between two chances for other tasks to run; about a millisecond.
-const HASH_BYTES: usize = 1 << 20;
 
 /// The tensors of a block, in the order in which they stand in an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,15 +188,16 @@ impl<'a, B: BlockSource> ObjectImage<'a, B> {
         }
     }
 
-    /// The digest of the whole object.
-    pub(crate) async fn digest(&self) -> io::Result<Digest> {
+    /// A digest that differs for any other object: of the header and of the digests of its blocks, which `entries` are. Unlike the digest of
+    /// the object itself it is known before the object has been read.
+    pub(crate) fn name_digest(&self, entries: &[BlockEntry]) -> Digest {
         let mut hasher = blake3::Hasher::new();
-        let mut cursor = self.cursor();
-        while let Some(chunk) = cursor.next_chunk(HASH_BYTES)? {
-            hasher.update(&chunk);
-            tokio::task::yield_now().await;
+        hasher.update(&self.header);
+        for entry in entries {
+            hasher.update(entry.param_digest.as_bytes());
+            hasher.update(entry.optimizer_digest.as_bytes());
         }
-        Ok(hasher.finalize().into())
+        hasher.finalize().into()
     }
 
     /// Says in the entries of its blocks, in the same order, where they are.
@@ -327,11 +325,15 @@ mod tests {
         let bytes = read_all(&image, 64);
         let mut entries = entries(&[&block]).await.unwrap();
         image.place(&mut entries);
-        let entry = &entries[0];
+        let entry = entries[0].clone();
         let (start, end) = (entry.offset as usize, entry.end().unwrap() as usize);
         assert_eq!(from_le(&bytes[start..end]), [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(entry.param_digest, param_digest(&block.param));
         assert_eq!(entry.optimizer_digest, optimizer_digest(&block.m, &block.v));
-        assert_eq!(image.digest().await.unwrap(), Digest::of(&bytes));
+        let name = image.name_digest(&entries);
+        entries[0].optimizer_digest = entry.param_digest;
+        assert_ne!(image.name_digest(&entries), name);
+        let other = ObjectImage::new(2, vec![&block]);
+        assert_ne!(other.name_digest(&entries), image.name_digest(&entries));
     }
 }

@@ -67,17 +67,16 @@ impl RunStore {
         let id = |entry: Option<&BlockEntry>| entry.map_or(0, |entry| entry.block);
         let range = format!("{:06}-{:06}", id(entries.first()), id(entries.last()));
         let image = ObjectImage::new(step, blocks);
-        let blake3 = image.digest().await.map_err(unread(step))?;
         let key = format!(
             "{}/blocks-{range}-{writer_name}-{:.16}.st",
             folder(step),
-            blake3.to_string()
+            image.name_digest(&entries).to_string()
         );
         image.place(&mut entries);
         if let Some(near) = &self.near {
-            near.write(&key, &image).await;
+            near.write(step, &key, &image).await;
         }
-        upload(&self.backend.bulk, &Path::from(key.as_str()), &image)
+        let blake3 = upload(&self.backend.bulk, &Path::from(key.as_str()), &image)
             .await
             .map_err(io("write", &key))?;
         Ok(CheckpointObject {

@@ -5,8 +5,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Values converted to bytes at a time while hashing: 64 KiB of scratch space.
-const SCRATCH_VALUES: usize = 16 * 1024;
+// Values are stored little-endian, and are their own bytes here.
+const _: () = assert!(cfg!(target_endian = "little"));
+
+/// Bytes hashed between two chances for other tasks to run; below a millisecond.
+pub(crate) const HASH_BYTES: usize = 1 << 20;
 
 /// A BLAKE3 digest, 32 bytes; 64 lower-case hex digits as text and in JSON.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -79,9 +82,7 @@ impl TryFrom<String> for Digest {
 
 /// The digest of a block's parameters: BLAKE3 of the values as little-endian f32 bytes.
 pub fn param_digest(param: &[f32]) -> Digest {
-    let mut hasher = blake3::Hasher::new();
-    update_f32(&mut hasher, param);
-    hasher.finalize().into()
+    Digest::of(bytemuck::cast_slice(param))
 }
 
 /// The digest of a block's optimizer state:
@@ -90,7 +91,7 @@ pub fn optimizer_digest(m: &[f32], v: &[f32]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for values in [m, v] {
         hasher.update(&(values.len() as u64).to_le_bytes());
-        update_f32(&mut hasher, values);
+        hasher.update(bytemuck::cast_slice(values));
     }
     hasher.finalize().into()
 }
@@ -107,26 +108,22 @@ pub fn combine(layout: Digest, blocks: impl IntoIterator<Item = Digest>) -> Dige
     hasher.finalize().into()
 }
 
-fn update_f32(hasher: &mut blake3::Hasher, values: &[f32]) {
-    let mut scratch = Vec::with_capacity(4 * values.len().min(SCRATCH_VALUES));
-    for chunk in values.chunks(SCRATCH_VALUES) {
-        scratch.clear();
-        extend_le(&mut scratch, chunk);
-        hasher.update(&scratch);
+/// Hashes `bytes`; other tasks run now and then.
+pub(crate) async fn update(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    for piece in bytes.chunks(HASH_BYTES) {
+        hasher.update(piece);
+        tokio::task::yield_now().await;
     }
 }
 
 /// Appends `values` as little-endian bytes.
 pub(crate) fn extend_le(bytes: &mut Vec<u8>, values: &[f32]) {
-    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    bytes.extend_from_slice(bytemuck::cast_slice(values));
 }
 
 /// Reads little-endian bytes; a rest of fewer than four bytes is ignored.
 pub(crate) fn from_le(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .chunks_exact(4)
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect()
+    bytemuck::pod_collect_to_vec(&bytes[..bytes.len() / 4 * 4])
 }
 
 #[cfg(test)]

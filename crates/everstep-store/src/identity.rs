@@ -33,6 +33,22 @@ pub struct RunIdentity {
 }
 
 impl RunIdentity {
+    /// Of the tests' run `r`.
+    #[cfg(test)]
+    pub(crate) fn any() -> Self {
+        let digest = Digest::of(b"any");
+        Self {
+            run: "r".to_owned(),
+            seed: 1,
+            configuration: digest,
+            dataset: digest,
+            tokenizer: digest,
+            layout: digest,
+            determinism: "strict".to_owned(),
+            environment: BTreeMap::new(),
+        }
+    }
+
     /// The digest that checkpoints carry: BLAKE3 of the compact JSON of this struct with an empty `environment`.
     pub fn digest(&self) -> Digest {
         let bare = Self {

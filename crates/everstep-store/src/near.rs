@@ -18,6 +18,8 @@ use crate::block::{BlockSource, ObjectImage};
 
 /// Bytes written at once.
 const PIECE_BYTES: usize = 1 << 20;
+/// What the name of a file ends with until it is whole.
+const UNFINISHED: &str = ".unfinished";
 
 /// The files of one node.
 #[derive(Debug)]
@@ -42,13 +44,21 @@ impl Near {
         }
     }
 
-    /// Keeps an object. A disk that fails or is full costs the copy and nothing else.
-    pub(crate) async fn write<B: BlockSource>(&self, key: &str, image: &ObjectImage<'_, B>) {
-        let path = self.own.join(file_name(key));
+    /// Keeps an object of a checkpoint of `step`. A disk that fails or is full costs the copy and nothing else.
+    pub(crate) async fn write<B: BlockSource>(
+        &self,
+        step: u64,
+        key: &str,
+        image: &ObjectImage<'_, B>,
+    ) {
+        let name = file_name(key);
+        let path = self.own.join(&name);
+        // Noted first: another part of the checkpoint may be done meanwhile, and removes what nobody knows of.
+        self.note(step, [name.clone()]);
         if tokio::fs::try_exists(&path).await.unwrap_or(false) {
             return;
         }
-        let unfinished = path.with_extension("unfinished");
+        let unfinished = self.own.join(name + UNFINISHED);
         if let Err(error) = self.write_to(&path, &unfinished, image).await {
             let path = path.display();
             tracing::warn!(%error, %path, "no copy of a checkpoint's object could be kept on this node");
@@ -74,26 +84,35 @@ impl Near {
 
     /// Notes that a checkpoint of `step` consists of the objects `keys`, as far as this process is concerned, and removes what is too old.
     pub(crate) fn keep<'a>(&self, step: u64, keys: impl Iterator<Item = &'a str>) {
-        let wanted: BTreeSet<String> = {
-            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.entry(step).or_default().extend(keys.map(file_name));
-            while kept.len() > self.keep {
-                kept.pop_first();
-            }
-            if kept.len() < self.keep {
-                return;
-            }
-            kept.values().flatten().cloned().collect()
-        };
+        let kept = self.note(step, keys.map(file_name));
+        if kept.len() < self.keep {
+            return;
+        }
         let Ok(files) = self.own.read_dir() else {
             return;
         };
         for file in files.flatten() {
             let name = file.file_name();
-            if !name.to_str().is_some_and(|name| wanted.contains(name)) {
+            let name = name.to_string_lossy();
+            let name = name.strip_suffix(UNFINISHED).unwrap_or(&name);
+            if !kept.values().any(|names| names.contains(name)) {
                 let _ = std::fs::remove_file(file.path());
             }
         }
+    }
+
+    /// Adds to what is kept of a step, and gives what is kept of each.
+    fn note(
+        &self,
+        step: u64,
+        names: impl IntoIterator<Item = String>,
+    ) -> BTreeMap<u64, BTreeSet<String>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.entry(step).or_default().extend(names);
+        while kept.len() > self.keep {
+            kept.pop_first();
+        }
+        kept.clone()
     }
 
     /// Bytes of an object, if some process of this node has kept it; unverified.
@@ -125,7 +144,7 @@ mod tests {
     use object_store::ObjectStoreExt as _;
     use tempfile::TempDir;
 
-    use crate::{BlockState, CheckpointManifest, Digest, Loaded, RunIdentity, RunStore};
+    use crate::{BlockState, CheckpointManifest, Loaded, RunIdentity, RunStore};
 
     const NUM_BLOCKS: u32 = 4;
 
@@ -137,19 +156,9 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            let digest = Digest::of(b"any");
             Self {
                 dir: tempfile::tempdir().unwrap(),
-                identity: RunIdentity {
-                    run: "r".to_owned(),
-                    seed: 1,
-                    configuration: digest,
-                    dataset: digest,
-                    tokenizer: digest,
-                    layout: digest,
-                    determinism: "strict".to_owned(),
-                    environment: BTreeMap::new(),
-                },
+                identity: RunIdentity::any(),
             }
         }
 
@@ -280,6 +289,21 @@ mod tests {
         assert_eq!(bench.steps("shard-0"), ["10", "4"]);
         bench.commit(&store, 11, &state(11.0)).await;
         assert_eq!(bench.steps("shard-0"), ["10", "11"]);
+    }
+
+    #[tokio::test]
+    async fn a_part_that_is_done_leaves_the_one_on_its_way() {
+        let bench = Bench::new();
+        let store = bench.process("shard-0", 1).await;
+        let near = store.near.clone().unwrap();
+        let state = state(1.0);
+        let image = ObjectImage::new(5, state.iter().collect());
+        near.write(5, "checkpoints/5/blocks-one.st", &image).await;
+        fs::write(near.own.join("checkpoints-5-blocks-one.st.unfinished"), "").unwrap();
+        near.keep(5, ["checkpoints/5/blocks-other.st"].into_iter());
+        assert_eq!(bench.copies("shard-0").len(), 2);
+        near.keep(6, ["checkpoints/6/blocks-one.st"].into_iter());
+        assert_eq!(bench.copies("shard-0").len(), 0);
     }
 
     #[tokio::test]

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
+use tokio::sync::OnceCell;
 
 use crate::block::BlockState;
 use crate::digest::{from_le, optimizer_digest, param_digest};
@@ -16,8 +18,11 @@ use crate::run_store::RunStore;
 use crate::sealed::Unreadable;
 use crate::verify::Depth;
 
-/// Bytes asked for at once while loading; bounds what is held beside the result.
-const BATCH_BYTES: u64 = 32 << 20;
+/// Bytes asked for at once while loading.
+const BATCH_BYTES: u64 = 8 << 20;
+
+/// Batches on their way or being verified; bounds what is held beside the result.
+const BATCHES_IN_FLIGHT_MAX: usize = 4;
 
 /// What [`RunStore::latest_intact`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,18 +174,14 @@ impl RunStore {
             if wanted.is_empty() {
                 continue;
             }
-            let mut is_checked = false;
-            for batch in batches(&wanted) {
-                let states = if let Some(states) = self.load_near(step, object, batch).await {
-                    num_near += states.len();
-                    states
-                } else {
-                    if !is_checked {
-                        self.check_size(step, object).await?;
-                        is_checked = true;
-                    }
-                    self.load_batch(step, object, batch).await?
-                };
+            let is_checked = OnceCell::new();
+            let loads: Vec<_> = batches(&wanted)
+                .into_iter()
+                .map(|batch| self.load_batch(step, object, batch, &is_checked).boxed())
+                .collect();
+            let mut loads = futures::stream::iter(loads).buffer_unordered(BATCHES_IN_FLIGHT_MAX);
+            while let Some((states, is_near)) = loads.try_next().await? {
+                num_near += if is_near { states.len() } else { 0 };
                 loaded.extend(states.into_iter().map(|state| (state.block, state)));
             }
         }
@@ -196,6 +197,29 @@ impl RunStore {
             );
         }
         Ok(Loaded { states, num_near })
+    }
+
+    /// A batch, and whether it is this node's copy.
+    async fn load_batch(
+        &self,
+        step: u64,
+        object: &CheckpointObject,
+        entries: &[&BlockEntry],
+        is_checked: &OnceCell<()>,
+    ) -> Result<(Vec<BlockState>, bool), StoreError> {
+        if let Some(states) = self.load_near(step, object, entries).await {
+            return Ok((states, true));
+        }
+        is_checked
+            .get_or_try_init(|| self.check_size(step, object))
+            .await?;
+        let path = Path::from(object.key.as_str());
+        let bytes = self
+            .bulk()
+            .get_ranges(&path, &ranges(entries))
+            .await
+            .map_err(io("read", &object.key))?;
+        Ok((verified(step, object, entries, bytes).await?, false))
     }
 
     /// A batch as this node has it; `None` if it does not have it, or not right.
@@ -216,21 +240,6 @@ impl RunStore {
                 None
             }
         }
-    }
-
-    async fn load_batch(
-        &self,
-        step: u64,
-        object: &CheckpointObject,
-        entries: &[&BlockEntry],
-    ) -> Result<Vec<BlockState>, StoreError> {
-        let path = Path::from(object.key.as_str());
-        let bytes = self
-            .bulk()
-            .get_ranges(&path, &ranges(entries))
-            .await
-            .map_err(io("read", &object.key))?;
-        verified(step, object, entries, bytes).await
     }
 
     /// The newest committed checkpoint whose objects all exist and verify, and what is damaged in newer ones.
@@ -293,43 +302,28 @@ fn ranges(entries: &[&BlockEntry]) -> Vec<Range<u64>> {
         .collect()
 }
 
-/// The blocks that `bytes` are, compared with their digests.
+/// The blocks that `bytes` are, compared with their digests on another thread.
 async fn verified(
     step: u64,
     object: &CheckpointObject,
     entries: &[&BlockEntry],
     bytes: Vec<Bytes>,
 ) -> Result<Vec<BlockState>, StoreError> {
-    let mut states = Vec::with_capacity(entries.len());
-    for (entry, bytes) in entries.iter().zip(bytes) {
-        let state = decode(entry, &bytes);
-        for (part, expected, found) in [
-            ("parameters", entry.param_digest, param_digest(&state.param)),
-            (
-                "optimizer",
-                entry.optimizer_digest,
-                optimizer_digest(&state.m, &state.v),
-            ),
-        ] {
-            if expected != found {
-                let reason = DamageReason::Block {
-                    block: entry.block,
-                    part,
-                    expected,
-                    found,
-                };
-                return Err(Damage {
-                    step,
-                    object: object.key.clone(),
-                    reason,
-                }
-                .into());
-            }
+    let entries: Vec<BlockEntry> = entries.iter().copied().cloned().collect();
+    let decoded = tokio::task::spawn_blocking(move || {
+        let blocks = entries.iter().zip(&bytes);
+        blocks.map(|(entry, bytes)| decode(entry, bytes)).collect()
+    });
+    let decoded: Result<_, DamageReason> = decoded.await.expect("hashing does not panic");
+    decoded.map_err(|reason| {
+        let object = object.key.clone();
+        Damage {
+            step,
+            object,
+            reason,
         }
-        states.push(state);
-        tokio::task::yield_now().await;
-    }
-    Ok(states)
+        .into()
+    })
 }
 
 /// Splits entries so that one request asks for a bounded number of bytes (or for one block).
@@ -351,17 +345,35 @@ fn batches<'a, 'e>(entries: &'a [&'e BlockEntry]) -> Vec<&'a [&'e BlockEntry]> {
 }
 
 /// Missing bytes give shorter vectors, which the digests then refuse.
-fn decode(entry: &BlockEntry, bytes: &Bytes) -> BlockState {
+fn decode(entry: &BlockEntry, bytes: &Bytes) -> Result<BlockState, DamageReason> {
     let (param_end, m_end) = (
         4 * entry.param_len as usize,
         4 * (entry.param_len + entry.m_len) as usize,
     );
     let part = |from: usize, to: usize| from_le(&bytes[from.min(bytes.len())..to.min(bytes.len())]);
-    BlockState {
+    let state = BlockState {
         block: entry.block,
         param: part(0, param_end),
         m: part(param_end, m_end),
         v: part(m_end, bytes.len()),
         extra: entry.extra.clone(),
+    };
+    for (part, expected, found) in [
+        ("parameters", entry.param_digest, param_digest(&state.param)),
+        (
+            "optimizer",
+            entry.optimizer_digest,
+            optimizer_digest(&state.m, &state.v),
+        ),
+    ] {
+        if expected != found {
+            return Err(DamageReason::Block {
+                block: entry.block,
+                part,
+                expected,
+                found,
+            });
+        }
     }
+    Ok(state)
 }

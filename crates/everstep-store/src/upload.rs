@@ -10,6 +10,7 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, UploadPart};
 use tokio::runtime::Handle;
 
 use crate::block::{BlockSource, ObjectImage};
+use crate::digest::{self, Digest};
 
 /// Size of a part, and of the biggest object that is sent in one request.
 pub(crate) const PART_BYTES: u64 = 8 << 20;
@@ -24,31 +25,34 @@ const PARTS_IN_FLIGHT_MAX: usize = 4;
 const ABORT_ATTEMPTS: u32 = 20;
 const ABORT_PAUSE: Duration = Duration::from_secs(10);
 
-/// Writes the object; it appears in the store only when it is complete.
+/// Writes the object, which appears in the store only when it is complete, and gives its digest.
 ///
 /// A dropped upload leaves no object; its parts are removed in the background.
 pub(crate) async fn upload<B: BlockSource>(
     store: &Arc<dyn ObjectStore>,
     key: &Path,
     image: &ObjectImage<'_, B>,
-) -> object_store::Result<()> {
+) -> object_store::Result<Digest> {
     let mut cursor = image.cursor();
+    let mut hasher = blake3::Hasher::new();
     let unread = |error: std::io::Error| object_store::Error::Generic {
         store: "block",
         source: error.into(),
     };
     if image.len() <= PART_BYTES {
         let bytes = cursor.next_chunk(PART_BYTES as usize).map_err(unread)?;
-        return store
-            .put(key, bytes.unwrap_or_default().into())
-            .await
-            .map(drop);
+        let bytes = bytes.unwrap_or_default();
+        digest::update(&mut hasher, &bytes).await;
+        store.put(key, bytes.into()).await?;
+        return Ok(hasher.finalize().into());
     }
     let mut upload = PartUpload::begin(store, key, image.len(), PARTS_IN_FLIGHT_MAX).await?;
     while let Some(part) = cursor.next_chunk(upload.part_bytes).map_err(unread)? {
+        digest::update(&mut hasher, &part).await;
         upload.push(part).await?;
     }
-    upload.complete().await
+    upload.complete().await?;
+    Ok(hasher.finalize().into())
 }
 
 /// A multipart upload. Dropped before it is complete, it leaves no object; its parts are removed in the background.

@@ -9,7 +9,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::time::Instant;
 
-use crate::digest::Digest;
+use crate::digest::{Digest, HASH_BYTES};
 use crate::error::{Damage, DamageReason, StoreError, io};
 use crate::manifest::{BlockEntry, CheckpointManifest, CheckpointObject, manifest_key};
 use crate::run_store::RunStore;
@@ -22,9 +22,6 @@ pub(crate) const CHUNKS_IN_FLIGHT_MAX: usize = 2;
 
 /// Objects verified in parallel.
 pub(crate) const OBJECTS_IN_FLIGHT_MAX: usize = 4;
-
-/// Bytes hashed between two chances for other tasks to run; about a millisecond.
-const HASH_BYTES: usize = 1 << 20;
 
 /// Bytes of a scrub between two looks at the clock.
 const SCRUB_CHUNK_BYTES: u64 = 256 << 10;

@@ -27,20 +27,6 @@ type Objects = std::sync::Arc<dyn ObjectStore>;
 /// What each block holds.
 type Values = [u8; NUM_BLOCKS as usize];
 
-fn identity() -> RunIdentity {
-    let digest = Digest::of(b"any");
-    RunIdentity {
-        run: "r".to_owned(),
-        seed: 1,
-        configuration: digest,
-        dataset: digest,
-        tokenizer: digest,
-        layout: digest,
-        determinism: "strict".to_owned(),
-        environment: BTreeMap::new(),
-    }
-}
-
 fn state(values: &Values) -> Vec<BlockState> {
     let block = |(block, value): (u32, &u8)| BlockState {
         block,
@@ -55,12 +41,19 @@ fn state(values: &Values) -> Vec<BlockState> {
 /// A program of its own: it knows nothing of what others have verified, and waits for nobody.
 async fn program(objects: &Objects) -> RunStore {
     let store = RunStore::over(objects.clone(), "r");
-    store.put_run("", &identity()).await.unwrap();
+    store.put_run("", &RunIdentity::any()).await.unwrap();
     store
 }
 
 fn manifest_of(step: u64, objects: Vec<CheckpointObject>) -> CheckpointManifest {
-    CheckpointManifest::new(step, &identity(), NUM_BLOCKS, objects, BTreeMap::new()).unwrap()
+    CheckpointManifest::new(
+        step,
+        &RunIdentity::any(),
+        NUM_BLOCKS,
+        objects,
+        BTreeMap::new(),
+    )
+    .unwrap()
 }
 
 /// Two writers write what changed.
