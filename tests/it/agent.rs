@@ -1,7 +1,5 @@
 //! The agent dies, its processes hang, it is told to leave: nothing of it changes a bit.
 
-use std::process::Stdio;
-
 use everstep_cluster::RunDir;
 use everstep_cluster::control::{self, Injection, Reply, Request};
 use nix::sys::signal::{Signal, kill};
@@ -110,9 +108,7 @@ fn an_orphan_that_nobody_adopts_ends() {
     let mut train = bench.train("run", Some(&topology));
     train
         .env("EVERSTEP_ORPHAN_SECONDS", "1")
-        .args(["--set", "run.steps=1000000"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null());
+        .args(["--set", "run.steps=1000000"]);
     let running = bench.start_command("run", train);
     assert!(running.steps().any(|step| step >= 5));
     let pids = running.processes();
@@ -192,10 +188,7 @@ fn a_deadlocked_compute_thread_is_noticed_ended_and_replaced() {
     // Its only worker: with another one, the run could end before a second has passed.
     let topology = bench.cluster(1, 2, 2);
     let mut train = bench.train("run", Some(&topology));
-    train
-        .args(["--set", "chaos.allow=true"])
-        .stdin(Stdio::null())
-        .stderr(std::fs::File::create(bench.path().join("run.stderr")).unwrap());
+    train.args(["--set", "chaos.allow=true"]);
     let running = bench.start_command("run", train);
     assert!(running.steps().any(|step| step >= 20));
     let run_dir = RunDir::new(bench.path().join("run"));

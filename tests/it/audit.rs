@@ -1,7 +1,5 @@
 //! A device that lies is named and quarantined before a lie is committed; nobody else is accused.
 
-use std::process::Stdio;
-
 use everstep_cluster::RunDir;
 use everstep_cluster::control::{self, Injection, Reply, Request};
 
@@ -14,8 +12,6 @@ fn start(bench: &Workbench, settings: &[&str]) -> Running {
     for setting in settings {
         train.arg("--set").arg(setting);
     }
-    let errors = std::fs::File::create(bench.path().join("run.stderr")).unwrap();
-    train.stdin(Stdio::null()).stderr(errors);
     bench.start_command("run", train)
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::{Workbench, everstep};
+use crate::support::{Workbench, error_line, everstep};
 
 /// Trains and demands exit 2 with one line that contains all of `parts`; nothing may be left in the run directory's place.
 fn refused(bench: &Workbench, arguments: &[&str], parts: &[&str]) {
@@ -12,15 +12,9 @@ fn refused(bench: &Workbench, arguments: &[&str], parts: &[&str]) {
         .args(arguments)
         .output()
         .unwrap();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{error}");
-    let errors: Vec<&str> = error
-        .lines()
-        .filter(|line| line.starts_with("error: "))
-        .collect();
-    assert_eq!(errors.len(), 1, "{error}");
+    let error = error_line(&output);
     for part in parts {
-        assert!(errors[0].contains(part), "`{part}` is not in: {error}");
+        assert!(error.contains(part), "`{part}` is not in: {error}");
     }
     assert!(!bench.path().join("refused").join("metrics.jsonl").exists());
     assert!(!bench.path().join("refused").join("run.toml").exists());

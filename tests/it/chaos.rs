@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 use serde_json::Value;
 
 use crate::s3::moto::Moto;
-use crate::support::{Workbench, everstep};
+use crate::support::{Workbench, error_line, everstep};
 
 /// Writes a scenario beside the workbench's run file.
 fn scenario(bench: &Workbench, name: &str, body: &str) -> PathBuf {
@@ -34,15 +34,9 @@ fn report(bench: &Workbench) -> Value {
 
 /// Demands exit 2 and one line with all of `parts`.
 fn refused(output: &Output, parts: &[&str]) {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{error}");
-    let lines: Vec<&str> = error
-        .lines()
-        .filter(|line| line.starts_with("error: "))
-        .collect();
-    assert_eq!(lines.len(), 1, "{error}");
+    let error = error_line(output);
     for part in parts {
-        assert!(lines[0].contains(part), "`{part}` is not in: {error}");
+        assert!(error.contains(part), "`{part}` is not in: {error}");
     }
 }
 

@@ -235,8 +235,7 @@ fn the_scrub_finds_a_damaged_checkpoint_before_it_is_needed() {
     flip_last_byte(&objects(&bench, 50)[0]);
     let topology = bench.cluster(2, 2, 2);
     let mut train = bench.train("run", Some(&topology));
-    let errors = fs::File::create(bench.path().join("run.stderr")).unwrap();
-    train.args(["--set", "chaos.allow=true"]).stderr(errors);
+    train.args(["--set", "chaos.allow=true"]);
     let running = bench.start_command("run", train);
     running.wait_for_step(103);
     for worker in ["worker-0", "worker-1"] {

@@ -6,33 +6,21 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::support::{Workbench, everstep};
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use crate::support::{Workbench, error_line, everstep};
 
 fn success(mut command: Command) -> Output {
     let output = command.output().unwrap();
     assert!(
         output.status.success(),
         "{command:?}\n{}",
-        text(&output.stderr)
+        String::from_utf8_lossy(&output.stderr)
     );
     output
 }
 
 /// Runs to exit 2 and gives the one line of the error.
 fn refused(mut command: Command) -> String {
-    let output = command.output().unwrap();
-    let error = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{command:?}\n{error}");
-    let mut errors = error
-        .lines()
-        .filter_map(|line| line.strip_prefix("error: "));
-    let first = errors.next().unwrap().to_owned();
-    assert_eq!(errors.next(), None, "{error}");
-    first
+    error_line(&command.output().unwrap())
 }
 
 fn export(bench: &Workbench, run_dir: &str, out: &str, options: &[&str]) -> PathBuf {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::support::{Running, Workbench};
 
@@ -159,8 +159,6 @@ fn a_full_disk_is_named_and_waited_for() {
             None => command.env_remove(name),
         };
     }
-    let errors = fs::File::create(bench.path().join("run.stderr")).unwrap();
-    command.stdin(Stdio::null()).stderr(errors);
     let running = bench.start_command("run", command);
     let mut steps = running.steps();
     assert!(steps.any(|step| step >= 20), "ended early");

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::support::{Running, Workbench, everstep};
 
@@ -109,8 +109,5 @@ pub(crate) fn start(
             &format!("run.store=\"file://{}\"", store.display()),
         ])
         .args(arguments);
-    let name = self::run_dir(node);
-    let errors = fs::File::create(bench.path().join(format!("{name}.stderr"))).unwrap();
-    command.stdin(Stdio::null()).stderr(errors);
     bench.start_node(node, command)
 }

@@ -1,7 +1,6 @@
 //! Spikes of the loss are skipped by a verdict that no failure changes, and a run that only skips ends with one error.
 
 use std::fs;
-use std::process::Stdio;
 
 use serde_json::Value;
 
@@ -37,8 +36,6 @@ fn start(bench: &Workbench, run_dir: &str, is_cluster: bool, settings: &[&str]) 
     for setting in settings {
         train.arg("--set").arg(setting);
     }
-    let errors = fs::File::create(bench.path().join(format!("{run_dir}.stderr"))).unwrap();
-    train.stdin(Stdio::null()).stderr(errors);
     bench.start_command(run_dir, train)
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Stdio;
 
 use everstep_chaos::proxy::http::{HttpFault, HttpProxy, HttpRule};
 use everstep_protocol::random::{Purpose, Stream};
@@ -113,16 +112,13 @@ fn power_losses_during_uploads_cost_nothing_that_was_committed() {
     proxy.set(&[HttpRule { fault, share: 1.0 }]);
     let topology = bench.cluster(1, 2, 2);
     let train = |stop_at: Option<u64>| {
-        let errors = fs::File::create(bench.path().join("lost.stderr")).unwrap();
         let mut train = bench.train("lost", Some(&topology));
         train
             .args(["--set", STEPS, "--set", "evaluation.every=0"])
             .arg("--set")
             .arg(format!("checkpoint.every={EVERY}"))
             .args(["--set", "run.store=\"s3://runs/team\""])
-            .envs(environment(proxy.address().port()))
-            .stdin(Stdio::null())
-            .stderr(errors);
+            .envs(environment(proxy.address().port()));
         if let Some(step) = stop_at {
             train.arg("--set").arg(format!("run.stop_at={step}"));
         }

@@ -1,7 +1,7 @@
 //! Everything dies, and the same command goes on.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::support::{STEPS, Workbench, everstep};
 
@@ -63,12 +63,8 @@ fn a_node_restores_what_it_kept_and_asks_the_store_for_the_rest() {
     bench.train_to_the_end("laptop", None);
     let topology = bench.cluster(1, 2, 1);
     let train = || {
-        let errors = fs::File::create(bench.path().join("kept.stderr")).unwrap();
         let mut train = bench.train("kept", Some(&topology));
-        train
-            .args(["--set", "checkpoint.keep_local=1"])
-            .stdin(Stdio::null())
-            .stderr(errors);
+        train.args(["--set", "checkpoint.keep_local=1"]);
         train
     };
     let running = bench.start_command("kept", train());

@@ -1,8 +1,5 @@
 //! A run whose S3 server has bad days: it answers with errors, late, not at all, with old lists and wrong bytes, and the result is the same.
 
-use std::fs;
-use std::process::Stdio;
-
 use everstep_chaos::proxy::http::{HttpFault, HttpProxy, HttpRule};
 
 use crate::s3::moto::{Moto, environment};
@@ -31,14 +28,11 @@ fn a_store_that_fails_in_every_way_changes_no_bit() {
     let proxy = HttpProxy::start(([127, 0, 0, 1], server.port).into(), 11).unwrap();
     let topology = bench.cluster(2, 2, 2);
     let mut train = bench.train("run", Some(&topology));
-    let errors = fs::File::create(bench.path().join("run.stderr")).unwrap();
     train
         .args(["--set", STEPS, "--set", "checkpoint.every=20"])
         .args(["--set", "checkpoint.memory_bytes=0"])
         .args(["--set", "run.store=\"s3://runs/team\""])
-        .envs(environment(proxy.address().port()))
-        .stdin(Stdio::null())
-        .stderr(errors);
+        .envs(environment(proxy.address().port()));
     let running = bench.start_command("run", train);
     let mut steps = running.steps();
     let happened = |kind: &str| bench.count("run", kind) > 0;

@@ -31,6 +31,16 @@ pub(crate) struct Workbench {
     folder: tempfile::TempDir,
 }
 
+/// The one line of the error with which a command refused what it was asked for, without its `error: `.
+pub(crate) fn error_line(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let errors = said.lines().filter_map(|line| line.strip_prefix("error: "));
+    let errors: Vec<&str> = errors.collect();
+    assert_eq!(errors.len(), 1, "{said}");
+    errors[0].to_owned()
+}
+
 /// Seconds between two events, by their times of day.
 pub(crate) fn seconds_between(first: &Value, second: &Value) -> f64 {
     let seconds = |event: &Value| {
@@ -206,10 +216,7 @@ replication = {replication}
 
     /// Starts a run that the test wants to disturb.
     pub(crate) fn start(&self, run_dir: &str, topology: Option<&Path>) -> Running {
-        let errors = fs::File::create(self.path().join(format!("{run_dir}.stderr"))).unwrap();
-        let mut train = self.train(run_dir, topology);
-        train.stdin(Stdio::null()).stderr(errors);
-        self.start_command(run_dir, train)
+        self.start_command(run_dir, self.train(run_dir, topology))
     }
 
     /// The same for the agent of a node, whose run directory is its own.
@@ -219,8 +226,10 @@ replication = {replication}
         running
     }
 
-    /// The same for a command that the test made.
+    /// The same for a command that the test made. What it prints goes to `{run_dir}.stderr`.
     pub(crate) fn start_command(&self, run_dir: &str, mut command: Command) -> Running {
+        let errors = fs::File::create(self.path().join(format!("{run_dir}.stderr"))).unwrap();
+        command.stdin(Stdio::null()).stderr(errors);
         let mut child = command.spawn().unwrap();
         let pid = Pid::from_raw(child.id() as i32);
         let waiter = Some(std::thread::spawn(move || child.wait().unwrap()));
@@ -235,11 +244,7 @@ replication = {replication}
     /// Starts a run that may be told to misbehave, with so many milliseconds added to each task of its two workers: a run that lasts.
     pub(crate) fn start_slow(&self, run_dir: &str, topology: &Path, delay_ms: u64) -> Running {
         let mut train = self.train(run_dir, Some(topology));
-        let errors = fs::File::create(self.path().join(format!("{run_dir}.stderr"))).unwrap();
-        train
-            .args(["--set", "chaos.allow=true"])
-            .stdin(Stdio::null())
-            .stderr(errors);
+        train.args(["--set", "chaos.allow=true"]);
         let running = self.start_command(run_dir, train);
         running.wait_for_step(3);
         for worker in ["worker-0", "worker-1"] {

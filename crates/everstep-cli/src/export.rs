@@ -4,16 +4,11 @@ use everstep_cluster::{RunContext, RunDir};
 use everstep_model::hugging_face::{ExportOptions, ExportedTokenizer, TensorType, write_folder};
 
 use crate::args::{ExportArgs, ExportDtype};
-use crate::user;
+use crate::{trained, user};
 
 pub(crate) fn run(args: ExportArgs) -> anyhow::Result<()> {
     let run = RunContext::open(&RunDir::new(&args.run_dir)).map_err(user)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let parameters = runtime
-        .block_on(run.parameters_at(args.step))
-        .map_err(user)?;
+    let parameters = trained::parameters(&run, args.step)?;
     let tokenizer = run.dataset().tokenizer();
     let tokenizer = ExportedTokenizer {
         json: tokenizer.json(),

@@ -8,7 +8,7 @@ use everstep_model::generate::sampling_stream;
 use everstep_model::{GenerateOptions, Sampling};
 
 use crate::args::GenerateArgs;
-use crate::user;
+use crate::{trained, user};
 
 pub(crate) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     let sampling = Sampling {
@@ -30,14 +30,7 @@ pub(crate) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     if prompt.is_empty() {
         return Err(user("--prompt: is empty; allowed: at least one token"));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let parameters = runtime
-        .block_on(run.parameters_at(args.step))
-        .map_err(user)?;
-    let mut model = run.build_model().map_err(user)?;
-    model.set_parameters_f32(0, &parameters)?;
+    let model = trained::model(&run, args.step)?;
 
     let stop = tokenizer.eot().map(i64::from).into_iter().collect();
     let options = GenerateOptions {

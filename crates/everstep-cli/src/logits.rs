@@ -8,7 +8,7 @@ use everstep_model::generate::sampling_stream;
 use everstep_model::{GenerateOptions, MicroBatch, Sampling};
 
 use crate::args::LogitsArgs;
-use crate::user;
+use crate::{trained, user};
 
 pub(crate) fn run(args: LogitsArgs) -> anyhow::Result<()> {
     let run = RunContext::open(&RunDir::new(&args.run_dir)).map_err(user)?;
@@ -18,14 +18,7 @@ pub(crate) fn run(args: LogitsArgs) -> anyhow::Result<()> {
         .encode(&args.prompt)
         .map_err(|error| user(format!("--prompt: {error}")))?;
     let inputs: Vec<i64> = tokens.iter().copied().map(i64::from).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let parameters = runtime
-        .block_on(run.parameters_at(args.step))
-        .map_err(user)?;
-    let mut model = run.build_model().map_err(user)?;
-    model.set_parameters_f32(0, &parameters)?;
+    let model = trained::model(&run, args.step)?;
     let micro_batch = MicroBatch {
         targets: inputs.clone(),
         rows: 1,

@@ -15,6 +15,7 @@ mod node;
 mod progress;
 mod status;
 mod train;
+mod trained;
 
 use std::process::ExitCode;
 

@@ -50,7 +50,7 @@ def main():
     )
     print(f"{sum(p.numel() for p in model.parameters())} parameters")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    metrics, flights, pending, peak = [], [], None, {"quiet": 0, "busy": 0}
+    steps, flights, pending, peak = [], [], None, {"quiet": 0, "busy": 0}
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
@@ -64,10 +64,8 @@ def main():
             optimizer.step()
             optimizer.zero_grad()
             stall = time.time()
-            if pending is not None:
-                peak["busy"] = max(peak["busy"], anonymous_mib("self"))
-            else:
-                peak["quiet"] = max(peak["quiet"], anonymous_mib("self"))
+            when = "quiet" if pending is None else "busy"
+            peak[when] = max(peak[when], anonymous_mib("self"))
             if step % arguments.every == 0:
                 if pending is not None:
                     pending.result()
@@ -78,16 +76,13 @@ def main():
                 pending.add_done_callback(lambda _, flight=flight: flight.__setitem__(1, time.time()))
                 print(f"async_save itself took {time.time() - stall:.2f} s")
             now = time.time()
-            metrics.append((now, now - begin))
+            steps.append((now, now - begin))
             begin = now
         if pending is not None:
             pending.result()
         dist.destroy_process_group()
     # The step that calls `async_save` waits for the copy of the state: its stall belongs to what a checkpoint costs.
-    from datetime import datetime, timezone
-
-    stamp = lambda at: datetime.fromtimestamp(at, timezone.utc).isoformat()
-    report([{"time": stamp(at), "step_seconds": took} for at, took in metrics], [tuple(f) for f in flights if f[1]])
+    report(steps, flights)
     print(f"peaks of anonymous memory at the ends of steps: {peak} MiB")
 
 

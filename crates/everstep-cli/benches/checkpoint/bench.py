@@ -59,17 +59,16 @@ def seconds(text):
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
-def report(metrics, flights):
-    """`flights` are pairs of times; a step counts as busy if a checkpoint was on its way for more than half of it."""
+def report(steps, flights):
+    """Steps are (end, seconds), flights pairs of times; a step counts as busy if a checkpoint was on its way for more than half of it."""
     busy, quiet = [], []
-    for step in metrics[WARMUP_STEPS:]:
-        end = seconds(step["time"])
-        begin = end - step["step_seconds"]
+    for end, took in steps[WARMUP_STEPS:]:
+        begin = end - took
         overlap = sum(max(0, min(end, last) - max(begin, first)) for first, last in flights)
-        if overlap > 0.5 * (end - begin):
-            busy.append(step["step_seconds"])
+        if overlap > 0.5 * took:
+            busy.append(took)
         elif overlap == 0:
-            quiet.append(step["step_seconds"])
+            quiet.append(took)
     print(f"checkpoints on their way for {[round(last - first, 1) for first, last in flights]} s")
     print(f"busy steps {sorted(round(s, 2) for s in busy)} s")
     print(f"quiet steps {sorted(round(s, 2) for s in quiet)} s")
@@ -115,7 +114,8 @@ def main():
         metrics = lines(run / "metrics.jsonl")
         times = {step["step"]: seconds(step["time"]) for step in metrics}
         committed = [e for e in lines(run / "events.jsonl") if e["kind"] == "checkpoint_committed"]
-        report(metrics, [(times[e["step"]], seconds(e["time"])) for e in committed])
+        steps = [(seconds(step["time"]), step["step_seconds"]) for step in metrics]
+        report(steps, [(times[e["step"]], seconds(e["time"])) for e in committed])
         print(f"peaks of anonymous memory: {dict(sorted(peaks.items()))} MiB")
 
 
