@@ -21,7 +21,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ARCHITECTURES = ["llama", "gpt2"]
+ARCHITECTURES = ["llama", "gpt2", "deepseek_v3"]
 TOLERANCE = 1e-5
 NEW_TOKENS = 32
 PROMPT = "line 12: the step after the 7th is not lost"
@@ -128,6 +128,9 @@ def made(work, name, config, dtype, tokenizer):
         for parameter in model.parameters():
             # Norms and biases too, so that one that is lost or swapped shows.
             parameter.add_(torch.randn_like(parameter) * 0.1)
+        for name_of, buffer in model.named_buffers():
+            if name_of.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.1)
     folder = work / f"made-{name}-{dtype}"
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=SHARD_BYTES)
     assert len(list(folder.glob("*.safetensors"))) > 1

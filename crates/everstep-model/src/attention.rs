@@ -25,7 +25,7 @@ impl Attention {
     pub(crate) fn new(weights: &mut Weights, config: &ModelConfig, layer: usize) -> Self {
         let names = Names::of(config);
         let (inputs, output): (&[&str], _) = match config.architecture {
-            Architecture::Llama => (
+            Architecture::Llama | Architecture::DeepseekV3 => (
                 &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
                 "self_attn.o_proj",
             ),
@@ -69,7 +69,13 @@ impl Attention {
             Some(cache) => cache.extend(self.layer, &keys, &values),
             None => (keys, values),
         };
-        let attended = self.attend(&queries, &keys, &values, dropout);
+        let attended = attend(
+            &queries,
+            &self.share(&keys),
+            &self.share(&values),
+            dropout,
+            None,
+        );
         self.output.forward(
             &attended
                 .transpose(1, 2)
@@ -108,19 +114,6 @@ impl Attention {
         (queries, keys, values)
     }
 
-    fn attend(&self, queries: &Tensor, keys: &Tensor, values: &Tensor, dropout: f64) -> Tensor {
-        let (keys, values) = (self.share(keys), self.share(values));
-        let (columns, held) = (queries.size()[2], keys.size()[2]);
-        // A single query sees all keys. Otherwise libtorch's causal mask is right only if nothing was held before.
-        let causal = columns > 1 && columns == held;
-        let mask = (columns > 1 && columns < held).then(|| {
-            Tensor::ones([columns, held], (Kind::Bool, queries.device())).tril(held - columns)
-        });
-        Tensor::scaled_dot_product_attention(
-            queries, &keys, &values, mask, dropout, causal, None, false,
-        )
-    }
-
     /// Gives every query head its key or value head: `[rows, kv_heads, …]` to `[rows, heads, …]`.
     fn share(&self, x: &Tensor) -> Tensor {
         if self.heads == self.kv_heads {
@@ -134,4 +127,22 @@ impl Attention {
             .expand([rows, self.kv_heads, group, columns, self.head_dim], false)
             .reshape([rows, self.heads, columns, self.head_dim])
     }
+}
+
+/// Causal attention of the last tokens, `[rows, heads, columns, …]`, to all held; `scale` is on the logits, `1 / sqrt(width of a head)` if
+/// left out.
+pub(crate) fn attend(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    dropout: f64,
+    scale: Option<f64>,
+) -> Tensor {
+    let (columns, held) = (queries.size()[2], keys.size()[2]);
+    // A single query sees all keys. Otherwise libtorch's causal mask is right only if nothing was held before.
+    let causal = columns > 1 && columns == held;
+    let mask = (columns > 1 && columns < held).then(|| {
+        Tensor::ones([columns, held], (Kind::Bool, queries.device())).tril(held - columns)
+    });
+    Tensor::scaled_dot_product_attention(queries, keys, values, mask, dropout, causal, scale, false)
 }

@@ -1,4 +1,4 @@
-//! Keys and values of the tokens that a sequence has so far.
+//! What attention needs of the tokens that a sequence has so far: keys and values, or the latent and the rotated key that they are made of.
 
 use tch::{Device, Kind, Tensor};
 
@@ -13,11 +13,18 @@ pub(crate) struct Cache {
 
 impl Cache {
     pub(crate) fn new(config: &ModelConfig, rows: usize, kind: Kind, device: Device) -> Self {
-        let shape =
-            [rows, config.kv_heads, config.context, config.head_dim()].map(|len| len as i64);
-        let empty = || Tensor::zeros(shape, (kind, device));
+        let (heads, widths) = match &config.mla {
+            Some(mla) => (1, [mla.kv_lora_rank, mla.qk_rope_head_dim]),
+            None => (config.kv_heads, [config.head_dim(); 2]),
+        };
+        let empty = |width: usize| {
+            let shape = [rows, heads, config.context, width].map(|len| len as i64);
+            Tensor::zeros(shape, (kind, device))
+        };
         Self {
-            layers: (0..config.layers).map(|_| (empty(), empty())).collect(),
+            layers: (0..config.layers)
+                .map(|_| (empty(widths[0]), empty(widths[1])))
+                .collect(),
             len: 0,
         }
     }
@@ -31,7 +38,7 @@ impl Cache {
         self.len = 0;
     }
 
-    /// Puts a layer's keys and values, `[rows, kv_heads, columns, head_dim]`, behind those held, and gives them all.
+    /// Puts a layer's keys and values, `[rows, heads, columns, width]` each, behind those held, and gives them all.
     pub(crate) fn extend(
         &mut self,
         layer: usize,
@@ -49,5 +56,46 @@ impl Cache {
     /// Counts the columns that every layer was extended by.
     pub(crate) fn advance(&mut self, columns: i64) {
         self.len += columns;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Architecture, LatentConfig};
+
+    fn bytes_per_token(config: &ModelConfig, kind: Kind) -> usize {
+        let rows = 3;
+        let cache = Cache::new(config, rows, kind, Device::Cpu);
+        let tensors = cache
+            .layers
+            .iter()
+            .flat_map(|(keys, values)| [keys, values]);
+        let bytes: usize = tensors
+            .map(|x| x.numel() * x.kind().elt_size_in_bytes())
+            .sum();
+        bytes / (rows * config.context)
+    }
+
+    #[test]
+    fn a_token_takes_what_the_papers_say() {
+        // DeepSeek-V3: (512 + 64) values in each of 61 layers.
+        let deepseek = ModelConfig {
+            mla: Some(LatentConfig {
+                q_lora_rank: Some(1536),
+                kv_lora_rank: 512,
+                qk_nope_head_dim: 128,
+                qk_rope_head_dim: 64,
+                v_head_dim: 128,
+            }),
+            ..ModelConfig::new(Architecture::DeepseekV3, 61, 128, 7168, 4)
+        };
+        assert_eq!(bytes_per_token(&deepseek, Kind::BFloat16), 70_272);
+        // Llama-3.1-8B: keys and values of 8 heads of 128 in 32 layers.
+        let llama = ModelConfig {
+            kv_heads: 8,
+            ..ModelConfig::new(Architecture::Llama, 32, 32, 4096, 4)
+        };
+        assert_eq!(bytes_per_token(&llama, Kind::BFloat16), 131_072);
     }
 }

@@ -1,6 +1,17 @@
 //! What a model is: the `[model]` table of a run file and of a checkpoint.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+mod experts;
+mod latent;
+mod scaling;
+
+pub use experts::ExpertsConfig;
+pub use latent::LatentConfig;
+pub use scaling::{LinearConfig, Llama3Config, RopeScaling, YarnConfig};
 
 /// Family of a model: it decides tensor names, the orientation of matrices and the defaults of all other fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -10,6 +21,9 @@ pub enum Architecture {
     Llama,
     /// Hugging Face's `GPT2LMHeadModel`, whose matrices are stored as `[in, out]`.
     Gpt2,
+    /// Hugging Face's `DeepseekV3ForCausalLM`: latent attention and experts.
+    #[serde(rename = "deepseek_v3")]
+    DeepseekV3,
 }
 
 /// Normalisation before attention, before the MLP and after the last layer.
@@ -44,16 +58,6 @@ pub enum Mlp {
     GeluTanh,
 }
 
-impl Mlp {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Swiglu => "swiglu",
-            Self::Gelu => "gelu",
-            Self::GeluTanh => "gelu_tanh",
-        }
-    }
-}
-
 /// A decoder-only transformer. Fields left out take the defaults of the architecture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Fields")]
@@ -66,7 +70,7 @@ pub struct ModelConfig {
     pub layers: usize,
     /// Number of attention heads.
     pub heads: usize,
-    /// Number of key and value heads, each shared by `heads / kv_heads` query heads; `heads` if left out.
+    /// Number of key and value heads, each shared by `heads / kv_heads` query heads; `heads` if left out, and for `deepseek_v3`.
     pub kv_heads: usize,
     /// Width of the residual stream.
     pub width: usize,
@@ -74,23 +78,23 @@ pub struct ModelConfig {
     pub ffn_width: usize,
     /// Longest sequence in tokens.
     pub context: usize,
-    /// Whether the output matrix is the token embedding; `true` for `gpt2`, `false` for `llama`.
+    /// Whether the output matrix is the token embedding; `true` for `gpt2`, else `false`.
     pub tied_embeddings: bool,
     /// Share of activations dropped in training (embeddings, attention weights, residual branches); 0.
     pub dropout: f64,
-    /// Normalisation; `rms` for `llama`, `layer` for `gpt2`.
+    /// Normalisation; `layer` for `gpt2`, else `rms`.
     pub norm: Norm,
-    /// Positions; `rope` for `llama`, `learned` for `gpt2`.
+    /// Positions; `learned` for `gpt2`, else `rope`.
     pub positions: Positions,
-    /// MLP; `swiglu` for `llama`, `gelu` for `gpt2`.
+    /// MLP; `gelu` for `gpt2`, else `swiglu`.
     pub mlp: Mlp,
     /// Base of the rotation's wavelengths; 10000.
     pub rope_theta: f64,
-    /// Added to the variance in norms; 1e-5.
+    /// Added to the variance in norms; 1e-5, for `deepseek_v3` 1e-6.
     pub norm_eps: f64,
     /// Standard deviation of initial weights, divided by `sqrt(2 * layers)` for what enters the residual stream; 0.02.
     pub init_std: f64,
-    /// Whether projections and layer norms have biases; `true` for `gpt2`, `false` for `llama`.
+    /// Whether projections and layer norms have biases; `true` for `gpt2`, else `false`.
     pub bias: bool,
     /// A Hugging Face folder whose weights training starts from, relative to the run file; drawn from the run's seed if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,6 +103,15 @@ pub struct ModelConfig {
     /// is given, a folder with other weights is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_digest: Option<String>,
+    /// Stretches the rotation; not at all if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
+    /// Latent attention, of `deepseek_v3` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mla: Option<LatentConfig>,
+    /// Experts, of `deepseek_v3` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moe: Option<ExpertsConfig>,
 }
 
 /// The table as it is written: everything that has a default is optional.
@@ -125,14 +138,17 @@ struct Fields {
     bias: Option<bool>,
     init: Option<String>,
     init_digest: Option<String>,
+    rope_scaling: Option<RopeScaling>,
+    mla: Option<LatentConfig>,
+    moe: Option<ExpertsConfig>,
 }
 
 /// A field whose value cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}=`{value}` is not allowed; allowed: {allowed}")]
 pub struct ConfigError {
-    /// Name of the field.
-    pub field: &'static str,
+    /// Name of the field; those of a table within have its name before a dot.
+    pub field: String,
     /// What it holds.
     pub value: String,
     /// What it may hold.
@@ -148,8 +164,8 @@ impl ModelConfig {
         width: usize,
         context: usize,
     ) -> Self {
-        let llama = architecture == Architecture::Llama;
-        let mlp = if llama { Mlp::Swiglu } else { Mlp::Gelu };
+        let is_gpt2 = architecture == Architecture::Gpt2;
+        let mlp = if is_gpt2 { Mlp::Gelu } else { Mlp::Swiglu };
         Self {
             architecture,
             vocab_size: 0,
@@ -159,27 +175,41 @@ impl ModelConfig {
             width,
             ffn_width: default_ffn_width(mlp, width),
             context,
-            tied_embeddings: !llama,
+            tied_embeddings: is_gpt2,
             dropout: 0.0,
-            norm: if llama { Norm::Rms } else { Norm::Layer },
-            positions: if llama {
-                Positions::Rope
-            } else {
+            norm: if is_gpt2 { Norm::Layer } else { Norm::Rms },
+            positions: if is_gpt2 {
                 Positions::Learned
+            } else {
+                Positions::Rope
             },
             mlp,
             rope_theta: 10_000.0,
-            norm_eps: 1e-5,
+            norm_eps: match architecture {
+                Architecture::DeepseekV3 => 1e-6,
+                Architecture::Llama | Architecture::Gpt2 => 1e-5,
+            },
             init_std: 0.02,
-            bias: !llama,
+            bias: is_gpt2,
             init: None,
             init_digest: None,
+            rope_scaling: None,
+            mla: None,
+            moe: None,
         }
     }
 
-    /// Width of one attention head.
+    /// Width of one attention head where heads share the width of the residual stream.
     pub fn head_dim(&self) -> usize {
         self.width / self.heads
+    }
+
+    /// Width of what is rotated in a head.
+    pub(crate) fn rope_dim(&self) -> usize {
+        match &self.mla {
+            Some(mla) => mla.qk_rope_head_dim,
+            None => self.head_dim(),
+        }
     }
 
     /// Whether every field can be used, `vocab_size` included.
@@ -201,20 +231,13 @@ impl ModelConfig {
                 format!("1 to {COUNT_MAX}")
             })?;
         }
-        let divides = |whole: usize, part: usize| part != 0 && whole.is_multiple_of(part);
-        check("heads", self.heads, divides(self.width, self.heads), || {
-            format!("a divisor of width=`{}`", self.width)
-        })?;
-        check(
-            "kv_heads",
-            self.kv_heads,
-            divides(self.heads, self.kv_heads),
-            || format!("a divisor of heads=`{}`", self.heads),
-        )?;
-        let paired = self.positions == Positions::Learned || self.head_dim().is_multiple_of(2);
-        check("width", self.width, paired, || {
-            "an even width / heads, for rope turns pairs".into()
-        })?;
+        match self.architecture {
+            Architecture::DeepseekV3 => self.validate_deepseek()?,
+            Architecture::Llama | Architecture::Gpt2 => self.validate_heads()?,
+        }
+        if let Some(scaling) = &self.rope_scaling {
+            scaling.validate()?;
+        }
         check(
             "dropout",
             self.dropout,
@@ -250,6 +273,78 @@ impl ModelConfig {
         Ok(())
     }
 
+    fn validate_heads(&self) -> Result<(), ConfigError> {
+        let divides = |whole: usize, part: usize| part != 0 && whole.is_multiple_of(part);
+        check("heads", self.heads, divides(self.width, self.heads), || {
+            format!("a divisor of width=`{}`", self.width)
+        })?;
+        check(
+            "kv_heads",
+            self.kv_heads,
+            divides(self.heads, self.kv_heads),
+            || format!("a divisor of heads=`{}`", self.heads),
+        )?;
+        let paired = self.positions == Positions::Learned || self.head_dim().is_multiple_of(2);
+        check("width", self.width, paired, || {
+            "an even width / heads, for rope turns pairs".into()
+        })?;
+        for (field, is_given) in [("mla", self.mla.is_some()), ("moe", self.moe.is_some())] {
+            check(field, "a table", !is_given, || {
+                "nothing; architecture=`deepseek_v3` has it".into()
+            })?;
+        }
+        let rotates = self.positions == Positions::Rope || self.rope_scaling.is_none();
+        check("rope_scaling", "a table", rotates, || {
+            "nothing; positions=`rope` has it".into()
+        })
+    }
+
+    fn validate_deepseek(&self) -> Result<(), ConfigError> {
+        let needed = |field| ConfigError {
+            field,
+            value: String::new(),
+            allowed: "a table, which architecture=`deepseek_v3` needs".to_owned(),
+        };
+        let mla = self.mla.as_ref().ok_or_else(|| needed("mla".to_owned()))?;
+        let moe = self.moe.as_ref().ok_or_else(|| needed("moe".to_owned()))?;
+        mla.validate()?;
+        moe.validate(self.layers)?;
+        let aligned = self.width.is_multiple_of(experts::GROUPED_ALIGNMENT);
+        check("width", self.width, aligned, || {
+            format!("a multiple of {}", experts::GROUPED_ALIGNMENT)
+        })?;
+        check(
+            "kv_heads",
+            self.kv_heads,
+            self.kv_heads == self.heads,
+            || format!("heads=`{}`, or leave it out", self.heads),
+        )?;
+        check("bias", self.bias, !self.bias, || "false".into())?;
+        for (field, value, holds, allowed) in [
+            (
+                "norm",
+                format!("{:?}", self.norm),
+                self.norm == Norm::Rms,
+                "rms",
+            ),
+            (
+                "positions",
+                format!("{:?}", self.positions),
+                self.positions == Positions::Rope,
+                "rope",
+            ),
+            (
+                "mlp",
+                format!("{:?}", self.mlp),
+                self.mlp == Mlp::Swiglu,
+                "swiglu",
+            ),
+        ] {
+            check(field, value.to_lowercase(), holds, || allowed.into())?;
+        }
+        Ok(())
+    }
+
     /// The first field of the model itself in which `self` differs from `folder`, that of a folder whose weights it starts from.
     ///
     /// What belongs to training may differ, and the context of a model that rotates its positions: no weight depends on it.
@@ -257,34 +352,51 @@ impl ModelConfig {
     /// # Errors
     /// The field, with what the folder has.
     pub fn check_same_model(&self, folder: &Self) -> Result<(), ConfigError> {
-        let (own, other) = (self.text_fields(), folder.text_fields());
-        for ((field, value), (_, allowed)) in own.into_iter().zip(other) {
-            let is_free = field == "context" && self.positions == Positions::Rope;
-            check(field, &value, is_free || value == allowed, || allowed)?;
+        let (own, other) = (self.fields_of_weights(), folder.fields_of_weights());
+        let names: BTreeSet<&String> = own.keys().chain(other.keys()).collect();
+        let text = |fields: &BTreeMap<String, Value>, name: &String| match fields.get(name) {
+            Some(Value::String(text)) => text.clone(),
+            Some(value) => value.to_string(),
+            None => "nothing".to_owned(),
+        };
+        for name in names {
+            let is_free = name == "context" && self.positions == Positions::Rope;
+            let (value, allowed) = (text(&own, name), text(&other, name));
+            check(name, &value, is_free || value == allowed, || allowed)?;
         }
         Ok(())
     }
 
-    /// The fields that decide what a model with given weights computes, as text.
-    fn text_fields(&self) -> [(&'static str, String); 15] {
-        let name = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
-        [
-            ("architecture", name(&self.architecture)),
-            ("vocab_size", self.vocab_size.to_string()),
-            ("layers", self.layers.to_string()),
-            ("heads", self.heads.to_string()),
-            ("kv_heads", self.kv_heads.to_string()),
-            ("width", self.width.to_string()),
-            ("ffn_width", self.ffn_width.to_string()),
-            ("tied_embeddings", self.tied_embeddings.to_string()),
-            ("norm", name(&self.norm)),
-            ("positions", name(&self.positions)),
-            ("context", self.context.to_string()),
-            ("mlp", self.mlp.name().to_owned()),
-            ("rope_theta", self.rope_theta.to_string()),
-            ("norm_eps", self.norm_eps.to_string()),
-            ("bias", self.bias.to_string()),
-        ]
+    /// The fields that decide what a model with given weights computes; those of tables within have the table's name before a dot.
+    fn fields_of_weights(&self) -> BTreeMap<String, Value> {
+        let mut fields = BTreeMap::new();
+        let table = serde_json::to_value(self).expect("plain fields become JSON");
+        flatten(String::new(), table, &mut fields);
+        for training in TRAINING_FIELDS {
+            fields.remove(training);
+        }
+        fields
+    }
+}
+
+/// What belongs to training, and not to the weights that it makes.
+const TRAINING_FIELDS: [&str; 6] = [
+    "dropout",
+    "init_std",
+    "init",
+    "init_digest",
+    "moe.balance_rate",
+    "moe.balance_loss",
+];
+
+fn flatten(name: String, value: Value, fields: &mut BTreeMap<String, Value>) {
+    let Value::Object(table) = value else {
+        fields.insert(name, value);
+        return;
+    };
+    for (field, value) in table {
+        let dot = if name.is_empty() { "" } else { "." };
+        flatten(format!("{name}{dot}{field}"), value, fields);
     }
 }
 
@@ -292,7 +404,7 @@ impl ModelConfig {
 const COUNT_MAX: usize = 1 << 24;
 
 fn check(
-    field: &'static str,
+    field: &str,
     value: impl ToString,
     holds: bool,
     allowed: impl FnOnce() -> String,
@@ -301,7 +413,7 @@ fn check(
         Ok(())
     } else {
         Err(ConfigError {
-            field,
+            field: field.to_owned(),
             value: value.to_string(),
             allowed: allowed(),
         })
@@ -342,6 +454,9 @@ impl From<Fields> for ModelConfig {
             bias: fields.bias.unwrap_or(base.bias),
             init: fields.init,
             init_digest: fields.init_digest,
+            rope_scaling: fields.rope_scaling,
+            mla: fields.mla,
+            moe: fields.moe,
             ..base
         }
     }
@@ -477,7 +592,82 @@ mod tests {
         );
         let learned = |context| ModelConfig::new(Architecture::Gpt2, 2, 4, 64, context);
         let error = learned(16).check_same_model(&learned(32)).unwrap_err();
-        assert_eq!((error.field, &*error.allowed), ("context", "32"));
+        assert_eq!((&*error.field, &*error.allowed), ("context", "32"));
+    }
+
+    const DEEPSEEK: &str = "architecture = \"deepseek_v3\"\nlayers = 2\nheads = 4\nwidth = 64\ncontext = 32\nvocab_size = 100\n\
+        [mla]\nkv_lora_rank = 16\nqk_nope_head_dim = 16\nqk_rope_head_dim = 8\nv_head_dim = 16\n\
+        [moe]\nexperts = 8\nexperts_per_token = 2\nffn_width = 48\n";
+
+    #[test]
+    fn deepseek_v3_has_its_tables() {
+        let config = parse(DEEPSEEK).unwrap();
+        config.validate().unwrap();
+        assert_eq!(config.moe, Some(ExpertsConfig::new(8, 2, 48)));
+        assert_eq!((config.norm_eps, config.norm), (1e-6, Norm::Rms));
+        assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
+        let scaling = "[rope_scaling]\nkind = \"yarn\"\nfactor = 4.0\noriginal_context = 16\n";
+        let stretched = parse(&format!("{DEEPSEEK}{scaling}")).unwrap();
+        stretched.validate().unwrap();
+        let written = toml::to_string(&stretched).unwrap();
+        assert_eq!(parse(&written).unwrap(), stretched);
+        let error = stretched.check_same_model(&config).unwrap_err();
+        assert_eq!(error.field, "rope_scaling.beta_fast");
+        let mut slow = config.clone();
+        slow.moe.as_mut().unwrap().balance_rate = 0.0;
+        slow.check_same_model(&config).unwrap();
+    }
+
+    #[test]
+    fn fields_of_tables_are_named() {
+        let says = |from: &str, to: &str, text: &str| {
+            assert!(DEEPSEEK.contains(from), "{from}");
+            let config = parse(&DEEPSEEK.replace(from, to)).unwrap();
+            assert_eq!(config.validate().unwrap_err().to_string(), text);
+        };
+        says(
+            "qk_rope_head_dim = 8",
+            "qk_rope_head_dim = 7",
+            "mla.qk_rope_head_dim=`7` is not allowed; allowed: an even number, for rope turns pairs",
+        );
+        says(
+            "experts = 8",
+            "experts = 0",
+            "moe.experts=`0` is not allowed; allowed: 1 to 16777216",
+        );
+        says(
+            "experts_per_token = 2",
+            "experts_per_token = 9",
+            "moe.experts_per_token=`9` is not allowed; allowed: 1 to 8, the experts of moe.groups_per_token groups",
+        );
+        says(
+            "ffn_width = 48",
+            "ffn_width = 49",
+            "moe.ffn_width=`49` is not allowed; allowed: a multiple of 8",
+        );
+        says(
+            "ffn_width = 48",
+            "ffn_width = 48\ngroups = 3",
+            "moe.groups=`3` is not allowed; allowed: a divisor of moe.experts=`8`",
+        );
+        says(
+            "deepseek_v3",
+            "llama",
+            "mla=`a table` is not allowed; allowed: nothing; architecture=`deepseek_v3` has it",
+        );
+        says(
+            "context = 32",
+            "context = 32\nbias = true",
+            "bias=`true` is not allowed; allowed: false",
+        );
+        let bare = DEEPSEEK.split("[moe]").next().unwrap();
+        let error = parse(bare).unwrap().validate().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "moe=`` is not allowed; allowed: a table, which architecture=`deepseek_v3` needs"
+        );
+        let error = parse(&DEEPSEEK.replace("kv_lora_rank", "kv_rank")).unwrap_err();
+        assert!(error.to_string().contains("kv_lora_rank"), "{error}");
     }
 
     #[test]

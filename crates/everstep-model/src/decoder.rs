@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 use crate::attention::Attention;
 use crate::cache::Cache;
 use crate::config::{ModelConfig, Positions};
+use crate::deepseek_v3::{Experts, LatentAttention, Routing};
 use crate::layers::{FeedForward, Normalize, dropout};
 use crate::rotary::Rotary;
 use crate::spec::Names;
@@ -26,9 +27,22 @@ pub(crate) struct Decoder {
 #[derive(Debug)]
 struct Layer {
     attention_norm: Normalize,
-    attention: Attention,
+    attention: AnyAttention,
     mlp_norm: Normalize,
-    mlp: FeedForward,
+    mlp: AnyMlp,
+}
+
+#[derive(Debug)]
+enum AnyAttention {
+    /// Every head, or group of heads, has its keys and values.
+    Heads(Attention),
+    Latent(LatentAttention),
+}
+
+#[derive(Debug)]
+enum AnyMlp {
+    Dense(FeedForward),
+    Experts(Experts),
 }
 
 impl Decoder {
@@ -42,9 +56,23 @@ impl Decoder {
                 config,
                 &names.in_layer(layer, names.attention_norm),
             ),
-            attention: Attention::new(weights, config, layer),
+            attention: match &config.mla {
+                Some(mla) => {
+                    AnyAttention::Latent(LatentAttention::new(weights, config, mla, layer))
+                }
+                None => AnyAttention::Heads(Attention::new(weights, config, layer)),
+            },
             mlp_norm: Normalize::new(weights, config, &names.in_layer(layer, names.mlp_norm)),
-            mlp: FeedForward::new(weights, config, layer),
+            mlp: match &config.moe {
+                Some(moe) if layer >= moe.dense_layers => {
+                    AnyMlp::Experts(Experts::new(weights, config, moe, layer))
+                }
+                _ => {
+                    let projections = [names.gate, names.up, names.down];
+                    let projections = projections.map(|name| names.in_layer(layer, name));
+                    AnyMlp::Dense(FeedForward::new(weights, config, projections))
+                }
+            },
         };
         Self {
             positions: learned.then(|| weights.leaf(&[names.positions.to_owned()])),
@@ -65,12 +93,13 @@ impl Decoder {
 
     /// The residual stream after the last norm, `[rows * columns, width]`, for tokens `[rows, columns]`.
     ///
-    /// `drop` is the share of activations to drop. With a cache, the tokens follow those that it holds.
+    /// `drop` is the share of activations to drop. With a cache, the tokens follow those that it holds. `routing` learns of the experts.
     pub(crate) fn hidden(
         &self,
         tokens: &Tensor,
         drop: f64,
         mut cache: Option<&mut Cache>,
+        mut routing: Option<&mut Routing>,
     ) -> Tensor {
         let columns = tokens.size()[1];
         let start = cache.as_ref().map_or(0, |cache| cache.len());
@@ -79,12 +108,23 @@ impl Decoder {
         for layer in &self.layers {
             let normed = layer.attention_norm.forward(&x);
             let cache = cache.as_deref_mut();
-            let attended =
-                layer
-                    .attention
-                    .forward(&normed, columns, self.rotary.as_ref(), drop, cache);
+            let attended = match (&layer.attention, &self.rotary) {
+                (AnyAttention::Heads(attention), rotary) => {
+                    attention.forward(&normed, columns, rotary.as_ref(), drop, cache)
+                }
+                (AnyAttention::Latent(attention), Some(rotary)) => {
+                    attention.forward(&normed, columns, rotary, drop, cache)
+                }
+                (AnyAttention::Latent(_), None) => unreachable!("latent attention rotates"),
+            };
             let y = &x + dropout(attended, drop);
-            let fed = layer.mlp.forward(&layer.mlp_norm.forward(&y));
+            let normed = layer.mlp_norm.forward(&y);
+            let fed = match &layer.mlp {
+                AnyMlp::Dense(mlp) => mlp.forward(&normed),
+                AnyMlp::Experts(experts) => {
+                    experts.forward(&normed, columns, routing.as_deref_mut())
+                }
+            };
             x = y + dropout(fed, drop);
         }
         if let Some(cache) = cache {

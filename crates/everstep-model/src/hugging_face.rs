@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::config::{Architecture, ModelConfig};
 use fields::{Fields, unusable};
 
+mod deepseek_v3;
 mod element;
 mod export;
 mod fields;
@@ -17,6 +18,7 @@ mod folder;
 mod gpt2;
 mod header;
 mod llama;
+mod rotation;
 
 pub use element::TensorType;
 pub use export::{DEFAULT_SHARD_BYTES, ExportOptions, ExportedTokenizer, write_folder};
@@ -27,7 +29,7 @@ pub use folder::WeightsFolder;
 #[error("{field}=`{value}` has no counterpart; allowed: {allowed}")]
 pub struct HuggingFaceError {
     /// Name of the field.
-    pub field: &'static str,
+    pub field: String,
     /// What it holds.
     pub value: String,
     /// What it may hold.
@@ -72,6 +74,7 @@ pub fn to_json(
     let mut json = match config.architecture {
         Architecture::Llama => llama::to_json(config)?,
         Architecture::Gpt2 => gpt2::to_json(config)?,
+        Architecture::DeepseekV3 => deepseek_v3::to_json(config)?,
     };
     for (field, value) in [
         ("bos_token_id", json!(special.end_of_text)),
@@ -86,7 +89,7 @@ pub fn to_json(
 /// Tensors, all zeros, that Hugging Face's class has and a model of `config` has not. An export adds them.
 pub fn zero_tensors(config: &ModelConfig) -> Vec<ParameterSpec> {
     match config.architecture {
-        Architecture::Llama => Vec::new(),
+        Architecture::Llama | Architecture::DeepseekV3 => Vec::new(),
         Architecture::Gpt2 => gpt2::zero_tensors(config),
     }
 }
@@ -101,7 +104,8 @@ pub fn from_json(json: &Value) -> Result<ModelConfig, HuggingFaceError> {
     let config = match fields.text("model_type", "")? {
         "llama" => llama::from_json(&fields)?,
         "gpt2" => gpt2::from_json(&fields)?,
-        other => return Err(unusable("model_type", other, "llama, gpt2")),
+        "deepseek_v3" => deepseek_v3::from_json(&fields)?,
+        other => return Err(unusable("model_type", other, "llama, gpt2, deepseek_v3")),
     };
     fields.only(
         "quantization_config",
@@ -110,7 +114,7 @@ pub fn from_json(json: &Value) -> Result<ModelConfig, HuggingFaceError> {
     )?;
     match config.validate() {
         Ok(()) => Ok(config),
-        Err(error) => Err(unusable(error.field, &error.value, &error.allowed)),
+        Err(error) => Err(unusable(&error.field, &error.value, &error.allowed)),
     }
 }
 
@@ -122,11 +126,12 @@ enum Role {
     Derived,
 }
 
-/// What the tensor `name` of a file is to a model of `architecture`.
-fn role(architecture: Architecture, name: &str) -> Role {
-    match architecture {
+/// What the tensor `name` of a file is to the model `config`.
+fn role(config: &ModelConfig, name: &str) -> Role {
+    match config.architecture {
         Architecture::Llama => llama::role(name),
         Architecture::Gpt2 => gpt2::role(name),
+        Architecture::DeepseekV3 => deepseek_v3::role(config, name),
     }
 }
 

@@ -6,19 +6,19 @@
 use tch::Tensor;
 
 use crate::config::{Architecture, Mlp, ModelConfig, Norm};
-use crate::spec::Names;
 use crate::weights::Weights;
 
 /// A matrix and perhaps a bias, applied to `[tokens, in]`.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    weight: Tensor,
+    pub(crate) weight: Tensor,
     bias: Option<Tensor>,
-    architecture: Architecture,
+    /// Whether the matrix is stored as `[in, out]`.
+    is_transposed: bool,
 }
 
 impl Linear {
-    /// The named projections, joined if there are several; only Llama's orientation has neighbours in memory.
+    /// The named projections, joined if there are several; only those stored as `[out, in]` are neighbours in memory.
     pub(crate) fn new(weights: &mut Weights, config: &ModelConfig, names: &[String]) -> Self {
         let with = |suffix: &str| {
             names
@@ -29,16 +29,16 @@ impl Linear {
         Self {
             weight: weights.leaf(&with("weight")),
             bias: config.bias.then(|| weights.leaf(&with("bias"))),
-            architecture: config.architecture,
+            is_transposed: config.architecture == Architecture::Gpt2,
         }
     }
 
     /// `[tokens, in]` to `[tokens, out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        match (self.architecture, &self.bias) {
-            (Architecture::Llama, bias) => x.linear(&self.weight, bias.as_ref()),
-            (Architecture::Gpt2, None) => x.mm(&self.weight),
-            (Architecture::Gpt2, Some(bias)) => bias.addmm(x, &self.weight),
+        match (self.is_transposed, &self.bias) {
+            (false, bias) => x.linear(&self.weight, bias.as_ref()),
+            (true, None) => x.mm(&self.weight),
+            (true, Some(bias)) => bias.addmm(x, &self.weight),
         }
     }
 }
@@ -62,6 +62,17 @@ impl Normalize {
             shift: shifted.then(|| weights.leaf(&[format!("{name}.bias")])),
             eps: config.norm_eps,
             width: config.width as i64,
+        }
+    }
+
+    /// A root mean square over `width` values.
+    pub(crate) fn rms(weights: &mut Weights, name: &str, width: usize, eps: f64) -> Self {
+        Self {
+            kind: Norm::Rms,
+            scale: weights.leaf(&[format!("{name}.weight")]),
+            shift: None,
+            eps,
+            width: width as i64,
         }
     }
 
@@ -91,17 +102,19 @@ pub(crate) struct FeedForward {
 }
 
 impl FeedForward {
-    pub(crate) fn new(weights: &mut Weights, config: &ModelConfig, layer: usize) -> Self {
-        let names = Names::of(config);
-        let gate = names.in_layer(layer, names.gate);
-        let up = names.in_layer(layer, names.up);
+    /// The MLP whose projections have these names; there is no gate without `swiglu`.
+    pub(crate) fn new(
+        weights: &mut Weights,
+        config: &ModelConfig,
+        [gate, up, down]: [String; 3],
+    ) -> Self {
         let mut linear = |names: &[String]| Linear::new(weights, config, names);
         let (gate, up) = match (config.mlp, config.architecture) {
-            (Mlp::Swiglu, Architecture::Llama) => (Some(linear(&[gate, up])), None),
             (Mlp::Swiglu, Architecture::Gpt2) => (Some(linear(&[gate])), Some(linear(&[up]))),
+            (Mlp::Swiglu, _) => (Some(linear(&[gate, up])), None),
             (Mlp::Gelu | Mlp::GeluTanh, _) => (None, Some(linear(&[up]))),
         };
-        let down = linear(&[names.in_layer(layer, names.down)]);
+        let down = linear(&[down]);
         Self {
             kind: config.mlp,
             gate,

@@ -15,6 +15,7 @@ mod batch;
 mod cache;
 pub mod config;
 mod decoder;
+mod deepseek_v3;
 mod error;
 pub mod generate;
 pub mod hugging_face;
@@ -26,7 +27,10 @@ pub mod spec;
 mod weights;
 
 pub use batch::{Batch, IGNORED_TARGET, MicroBatch};
-pub use config::{Architecture, ConfigError, Mlp, ModelConfig, Norm, Positions};
+pub use config::{
+    Architecture, ConfigError, ExpertsConfig, LatentConfig, LinearConfig, Llama3Config, Mlp,
+    ModelConfig, Norm, Positions, RopeScaling, YarnConfig,
+};
 pub use error::ModelError;
 pub use generate::GenerateOptions;
 pub use model::{Model, SlotGradient, dropout_seed};

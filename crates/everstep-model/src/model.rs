@@ -10,6 +10,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 use crate::batch::{Batch, IGNORED_TARGET, MicroBatch};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
+use crate::deepseek_v3::Routing;
 use crate::error::ModelError;
 use crate::spec;
 use crate::weights::Weights;
@@ -142,11 +143,13 @@ impl Model {
         let mut loss_sum = 0.0;
         for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
             let seed = Stream::new(dropout_seed, Purpose::Dropout, &[index as u64]).next_u64();
-            let (objective, losses) = self.forward(micro_batch, self.config.dropout, seed);
+            let (objective, losses, routing) = self.forward(micro_batch, self.config.dropout, seed);
             let leaves = self.weights.leaves();
             let inputs: Vec<&Tensor> = leaves.iter().map(|(_, leaf)| leaf).collect();
             let gradients = Tensor::run_backward(&[objective], &inputs, false, false);
-            for ((range, _), gradient) in leaves.iter().zip(&gradients) {
+            let of_leaves = leaves.iter().map(|(range, _)| range).zip(&gradients);
+            let of_routers = routing.excess.iter().map(|(range, excess)| (range, excess));
+            for (range, gradient) in of_leaves.chain(of_routers) {
                 let target = &mut values[range.clone()];
                 if index == 0 {
                     bytes::read_f32(gradient, target)?;
@@ -171,8 +174,9 @@ impl Model {
         batch.check(&self.config)?;
         let mut loss_sum = 0.0;
         for micro_batch in &batch.micro_batches {
-            let losses =
-                tch::no_grad(|| cross_entropies(&self.micro_logits(micro_batch, 0.0), micro_batch));
+            let losses = tch::no_grad(|| {
+                cross_entropies(&self.micro_logits(micro_batch, 0.0, None), micro_batch)
+            });
             loss_sum += sum(&losses)?;
         }
         Ok((loss_sum, batch.tokens()))
@@ -184,20 +188,24 @@ impl Model {
     /// What [`Batch::check`] says.
     pub fn logits(&self, micro_batch: &MicroBatch) -> Result<Vec<f32>, ModelError> {
         micro_batch.check(0, &self.config)?;
-        let logits = tch::no_grad(|| self.micro_logits(micro_batch, 0.0));
+        let logits = tch::no_grad(|| self.micro_logits(micro_batch, 0.0, None));
         let mut values = vec![0.0; logits.numel()];
         bytes::read_f32(&logits, &mut values)?;
         Ok(values)
     }
 
-    /// What is differentiated (a scalar) and each token's cross-entropy.
-    fn forward(&self, micro_batch: &MicroBatch, drop: f64, seed: u64) -> (Tensor, Tensor) {
+    /// What is differentiated (a scalar), each token's cross-entropy, and what the routers did.
+    fn forward(&self, micro_batch: &MicroBatch, drop: f64, seed: u64) -> (Tensor, Tensor, Routing) {
+        let mut routing = Routing::default();
         let logits = {
             let _generator = (drop > 0.0).then(|| seeded_generator(seed));
-            self.micro_logits(micro_batch, drop)
+            self.micro_logits(micro_batch, drop, Some(&mut routing))
         };
         let losses = cross_entropies(&logits, micro_batch);
         let mut objective = losses.sum(Kind::Float);
+        for loss in &routing.losses {
+            objective += loss;
+        }
         if self.z_loss > 0.0 {
             let counted = micro_batch
                 .targets_tensor(self.device)
@@ -205,15 +213,20 @@ impl Model {
             let squares = logits.logsumexp([-1], false).square() * counted;
             objective += squares.sum(Kind::Float) * self.z_loss;
         }
-        (objective, losses)
+        (objective, losses, routing)
     }
 
-    fn micro_logits(&self, micro_batch: &MicroBatch, drop: f64) -> Tensor {
+    fn micro_logits(
+        &self,
+        micro_batch: &MicroBatch,
+        drop: f64,
+        routing: Option<&mut Routing>,
+    ) -> Tensor {
         // A thread that computes for the first time takes over the pinned number of threads only when it is asked.
         tch::get_num_threads();
         let tokens = micro_batch.inputs_tensor(self.device);
         self.decoder
-            .logits(&self.decoder.hidden(&tokens, drop, None))
+            .logits(&self.decoder.hidden(&tokens, drop, None, routing))
     }
 }
 

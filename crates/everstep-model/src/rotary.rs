@@ -1,8 +1,9 @@
-//! Rotary positions (Su et al. 2021), in Hugging Face's layout: the two halves of a head form the pairs.
+//! Rotary positions (Su et al. 2021), in Hugging Face's layout: the two halves of a head form the pairs. DeepSeek's neighbours form the
+//! pairs; they are moved to the halves, which no product of a query and a key sees.
 
 use tch::{Device, Kind, Tensor};
 
-use crate::ModelConfig;
+use crate::config::{ModelConfig, RopeScaling};
 
 /// Cosines and signed sines for every position.
 #[derive(Debug)]
@@ -15,17 +16,19 @@ pub(crate) struct Rotary {
 
 impl Rotary {
     pub(crate) fn new(config: &ModelConfig, device: Device) -> Self {
-        let head_dim = config.head_dim();
+        let head_dim = config.rope_dim();
         let half = head_dim / 2;
+        let frequencies = frequencies(config, half);
+        let scaling = config.rope_scaling.as_ref();
+        let scale = scaling.map_or(1.0, RopeScaling::rotation_scale);
         let mut cosines = Vec::with_capacity(config.context * head_dim);
         let mut sines = Vec::with_capacity(config.context * head_dim);
         // The tables are parameters in all but name: `libm` gives the same bits on every machine.
         for position in 0..config.context {
             for index in 0..head_dim {
-                let exponent = -2.0 * (index % half) as f64 / head_dim as f64;
-                let angle = position as f64 * libm::pow(config.rope_theta, exponent);
-                let sign = if index < half { -1.0 } else { 1.0 };
-                cosines.push(libm::cos(angle) as f32);
+                let angle = position as f64 * frequencies[index % half];
+                let sign = if index < half { -scale } else { scale };
+                cosines.push((scale * libm::cos(angle)) as f32);
                 sines.push((sign * libm::sin(angle)) as f32);
             }
         }
@@ -41,6 +44,15 @@ impl Rotary {
         }
     }
 
+    /// The same for heads whose pairs are neighbours; the result has the first of each pair before the second ones.
+    pub(crate) fn turn_interleaved(&self, x: &Tensor, start: i64) -> Tensor {
+        let mut size = x.size();
+        size.pop();
+        size.extend([self.half, 2]);
+        let halves = x.reshape(&size).transpose(-1, -2).flatten(-2, -1);
+        self.turn(&halves, start)
+    }
+
     /// Turns `[rows, columns, heads, head_dim]`, whose first column is at position `start`.
     pub(crate) fn turn(&self, x: &Tensor, start: i64) -> Tensor {
         let columns = x.size()[1];
@@ -50,4 +62,18 @@ impl Rotary {
         let turned = (x * cosines).addcmul(&x.roll([self.half], [-1]).to_kind(Kind::Float), &sines);
         turned.to_kind(x.kind())
     }
+}
+
+/// By how many radians each pair turns from one position to the next.
+fn frequencies(config: &ModelConfig, half: usize) -> Vec<f64> {
+    let (dim, theta) = ((2 * half) as f64, config.rope_theta);
+    (0..half)
+        .map(|index| {
+            let plain = libm::pow(theta, -2.0 * index as f64 / dim);
+            match &config.rope_scaling {
+                Some(scaling) => scaling.stretch(plain, index, dim, theta),
+                None => plain,
+            }
+        })
+        .collect()
 }

@@ -1,13 +1,13 @@
 //! The tensors of a model in canonical order: the layout of the flattened parameter vector.
 
-use everstep_optim::{Init, ParameterSpec};
+use everstep_optim::{Init, ParameterSpec, Update};
 
-use crate::config::{Architecture, Mlp, ModelConfig, Norm, Positions};
+use crate::config::{Architecture, ExpertsConfig, LatentConfig, Mlp, ModelConfig, Norm, Positions};
 
 /// All parameters of the model in canonical order, with Hugging Face's names, shapes and orientation.
 ///
 /// Matrices, which decay, come first in the order in which the model uses them; then the norms and biases, which do
-/// not. So each optimizer group is one run of the vector and is cut in few blocks, and matrices that read the same
+/// not; then the routers' biases, which no gradient moves. So each optimizer group is one run of the vector and is cut in few blocks, and matrices that read the same
 /// input (queries, keys and values; gate and up) are neighbours that can be multiplied as one.
 ///
 /// # Panics
@@ -16,7 +16,10 @@ pub fn parameters(config: &ModelConfig) -> Vec<ParameterSpec> {
     let names = Names::of(config);
     let mut list = Collector::new(config);
     let (width, ffn) = (config.width, config.ffn_width);
-    let kv = config.kv_heads * config.head_dim();
+    let kv = match config.mla {
+        Some(_) => 0,
+        None => config.kv_heads * config.head_dim(),
+    };
     list.table(names.tokens, config.vocab_size);
     if config.positions == Positions::Learned {
         list.table(names.positions, config.context);
@@ -24,21 +27,30 @@ pub fn parameters(config: &ModelConfig) -> Vec<ParameterSpec> {
     for layer in 0..config.layers {
         let name = |suffix: &str| names.in_layer(layer, suffix);
         list.norm(&name(names.attention_norm));
-        if config.architecture == Architecture::Llama {
-            list.linear(&name("self_attn.q_proj"), width, width);
-            list.linear(&name("self_attn.k_proj"), width, kv);
-            list.linear(&name("self_attn.v_proj"), width, kv);
-            list.residual(&name("self_attn.o_proj"), width, width);
-        } else {
-            list.linear(&name("attn.c_attn"), width, width + 2 * kv);
-            list.residual(&name("attn.c_proj"), width, width);
+        match (config.architecture, &config.mla) {
+            (_, Some(mla)) => list.latent_attention(mla, &name),
+            (Architecture::Gpt2, None) => {
+                list.linear(&name("attn.c_attn"), width, width + 2 * kv);
+                list.residual(&name("attn.c_proj"), width, width);
+            }
+            (_, None) => {
+                list.linear(&name("self_attn.q_proj"), width, width);
+                list.linear(&name("self_attn.k_proj"), width, kv);
+                list.linear(&name("self_attn.v_proj"), width, kv);
+                list.residual(&name("self_attn.o_proj"), width, width);
+            }
         }
         list.norm(&name(names.mlp_norm));
-        if config.mlp == Mlp::Swiglu {
-            list.linear(&name(names.gate), width, ffn);
+        match &config.moe {
+            Some(moe) if layer >= moe.dense_layers => list.experts(moe, &name),
+            _ => {
+                if config.mlp == Mlp::Swiglu {
+                    list.linear(&name(names.gate), width, ffn);
+                }
+                list.linear(&name(names.up), width, ffn);
+                list.residual(&name(names.down), ffn, width);
+            }
         }
-        list.linear(&name(names.up), width, ffn);
-        list.residual(&name(names.down), ffn, width);
     }
     list.norm(names.last_norm);
     if !config.tied_embeddings {
@@ -65,7 +77,7 @@ pub(crate) struct Names {
 impl Names {
     pub(crate) fn of(config: &ModelConfig) -> Self {
         match config.architecture {
-            Architecture::Llama => Self {
+            Architecture::Llama | Architecture::DeepseekV3 => Self {
                 tokens: "model.embed_tokens.weight",
                 positions: "model.embed_positions.weight",
                 layers: "model.layers",
@@ -102,6 +114,7 @@ struct Collector<'a> {
     config: &'a ModelConfig,
     matrices: Vec<ParameterSpec>,
     vectors: Vec<ParameterSpec>,
+    router_biases: Vec<ParameterSpec>,
 }
 
 impl<'a> Collector<'a> {
@@ -110,6 +123,7 @@ impl<'a> Collector<'a> {
             config,
             matrices: Vec::new(),
             vectors: Vec::new(),
+            router_biases: Vec::new(),
         }
     }
 
@@ -119,7 +133,7 @@ impl<'a> Collector<'a> {
             name,
             shape: shape.to_vec(),
             init,
-            decay: true,
+            update: Update::Decayed,
         });
     }
 
@@ -128,7 +142,7 @@ impl<'a> Collector<'a> {
             name,
             shape: vec![len],
             init,
-            decay: false,
+            update: Update::Plain,
         });
     }
 
@@ -160,7 +174,7 @@ impl<'a> Collector<'a> {
 
     fn projection(&mut self, name: &str, inputs: usize, outputs: usize, std: f64) {
         let shape = match self.config.architecture {
-            Architecture::Llama => [outputs, inputs],
+            Architecture::Llama | Architecture::DeepseekV3 => [outputs, inputs],
             Architecture::Gpt2 => [inputs, outputs],
         };
         self.matrix(format!("{name}.weight"), shape, std);
@@ -169,8 +183,65 @@ impl<'a> Collector<'a> {
         }
     }
 
+    fn latent_attention(&mut self, mla: &LatentConfig, name: &impl Fn(&str) -> String) {
+        let (width, heads) = (self.config.width, self.config.heads);
+        let queries = heads * mla.qk_head_dim();
+        match mla.q_lora_rank {
+            Some(rank) => self.linear(&name("self_attn.q_a_proj"), width, rank),
+            None => self.linear(&name("self_attn.q_proj"), width, queries),
+        }
+        self.linear(
+            &name("self_attn.kv_a_proj_with_mqa"),
+            width,
+            mla.cached_values(),
+        );
+        if let Some(rank) = mla.q_lora_rank {
+            let norm = name("self_attn.q_a_layernorm.weight");
+            self.vector(norm, rank, Init::Ones);
+            self.linear(&name("self_attn.q_b_proj"), rank, queries);
+        }
+        let norm = name("self_attn.kv_a_layernorm.weight");
+        self.vector(norm, mla.kv_lora_rank, Init::Ones);
+        self.linear(
+            &name("self_attn.kv_b_proj"),
+            mla.kv_lora_rank,
+            heads * (mla.qk_nope_head_dim + mla.v_head_dim),
+        );
+        self.residual(&name("self_attn.o_proj"), heads * mla.v_head_dim, width);
+    }
+
+    /// All gates and ups, then all downs, so that the experts of a layer are two tensors.
+    fn experts(&mut self, moe: &ExpertsConfig, name: &impl Fn(&str) -> String) {
+        let (width, std) = (self.config.width, self.config.init_std);
+        self.matrix(name("mlp.gate.weight"), [moe.experts, width], std);
+        for id in 0..moe.experts {
+            for part in ["gate_proj", "up_proj"] {
+                let expert = name(&format!("mlp.experts.{id}.{part}"));
+                self.linear(&expert, width, moe.ffn_width);
+            }
+        }
+        for id in 0..moe.experts {
+            let expert = name(&format!("mlp.experts.{id}.down_proj"));
+            self.residual(&expert, moe.ffn_width, width);
+        }
+        let shared = moe.shared_experts * moe.ffn_width;
+        for part in ["gate_proj", "up_proj"] {
+            self.linear(&name(&format!("mlp.shared_experts.{part}")), width, shared);
+        }
+        self.residual(&name("mlp.shared_experts.down_proj"), shared, width);
+        self.router_biases.push(ParameterSpec {
+            name: name("mlp.gate.e_score_correction_bias"),
+            shape: vec![moe.experts],
+            init: Init::Zeros,
+            update: Update::Balance {
+                rate: moe.balance_rate as f32,
+            },
+        });
+    }
+
     fn finish(mut self) -> Vec<ParameterSpec> {
         self.matrices.append(&mut self.vectors);
+        self.matrices.append(&mut self.router_biases);
         self.matrices
     }
 }
@@ -256,6 +327,79 @@ mod tests {
     }
 
     #[test]
+    fn deepseek_v3_has_hugging_faces_tensors() {
+        let config = ModelConfig {
+            vocab_size: 256,
+            ffn_width: 176,
+            mla: Some(LatentConfig {
+                q_lora_rank: Some(24),
+                kv_lora_rank: 16,
+                qk_nope_head_dim: 16,
+                qk_rope_head_dim: 8,
+                v_head_dim: 12,
+            }),
+            moe: Some(ExpertsConfig {
+                shared_experts: 2,
+                ..ExpertsConfig::new(2, 1, 48)
+            }),
+            ..ModelConfig::new(Architecture::DeepseekV3, 2, 4, 64, 128)
+        };
+        let attention: [(&str, &[usize]); 5] = [
+            ("self_attn.q_a_proj.weight", &[24, 64]),
+            ("self_attn.kv_a_proj_with_mqa.weight", &[24, 64]),
+            ("self_attn.q_b_proj.weight", &[96, 24]),
+            ("self_attn.kv_b_proj.weight", &[112, 16]),
+            ("self_attn.o_proj.weight", &[64, 48]),
+        ];
+        let dense: [(&str, &[usize]); 3] = [
+            ("mlp.gate_proj.weight", &[176, 64]),
+            ("mlp.up_proj.weight", &[176, 64]),
+            ("mlp.down_proj.weight", &[64, 176]),
+        ];
+        let experts: [(&str, &[usize]); 10] = [
+            ("mlp.gate.weight", &[2, 64]),
+            ("mlp.experts.0.gate_proj.weight", &[48, 64]),
+            ("mlp.experts.0.up_proj.weight", &[48, 64]),
+            ("mlp.experts.1.gate_proj.weight", &[48, 64]),
+            ("mlp.experts.1.up_proj.weight", &[48, 64]),
+            ("mlp.experts.0.down_proj.weight", &[64, 48]),
+            ("mlp.experts.1.down_proj.weight", &[64, 48]),
+            ("mlp.shared_experts.gate_proj.weight", &[96, 64]),
+            ("mlp.shared_experts.up_proj.weight", &[96, 64]),
+            ("mlp.shared_experts.down_proj.weight", &[64, 96]),
+        ];
+        let norms: [(&str, &[usize]); 4] = [
+            ("input_layernorm.weight", &[64]),
+            ("self_attn.q_a_layernorm.weight", &[24]),
+            ("self_attn.kv_a_layernorm.weight", &[16]),
+            ("post_attention_layernorm.weight", &[64]),
+        ];
+        let in_layer = |layer: usize, tensors: &[(&str, &[usize])]| -> Vec<_> {
+            let name = |suffix: &str| format!("model.layers.{layer}.{suffix}");
+            let tensors = tensors.iter();
+            tensors
+                .map(|(suffix, shape)| (name(suffix), shape.to_vec()))
+                .collect()
+        };
+        let whole = |name: &str, shape: &[usize]| vec![(name.to_owned(), shape.to_vec())];
+        let expected = [
+            whole("model.embed_tokens.weight", &[256, 64]),
+            in_layer(0, &attention),
+            in_layer(0, &dense),
+            in_layer(1, &attention),
+            in_layer(1, &experts),
+            whole("lm_head.weight", &[256, 64]),
+            in_layer(0, &norms),
+            in_layer(1, &norms),
+            whole("model.norm.weight", &[64]),
+            in_layer(1, &[("mlp.gate.e_score_correction_bias", &[2])]),
+        ];
+        assert_eq!(shapes(&config), expected.concat());
+        let last = parameters(&config).pop().unwrap();
+        assert_eq!(last.update, Update::Balance { rate: 1e-3 });
+    }
+
+    #[test]
     fn only_matrices_decay_and_residual_projections_start_smaller() {
         let config = ModelConfig {
             vocab_size: 65,
@@ -263,7 +407,7 @@ mod tests {
         };
         for parameter in parameters(&config) {
             assert_eq!(
-                parameter.decay,
+                parameter.update == Update::Decayed,
                 parameter.shape.len() == 2,
                 "{}",
                 parameter.name

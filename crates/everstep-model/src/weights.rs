@@ -11,8 +11,10 @@ use tch::{Device, Tensor};
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(crate) flat: Tensor,
-    /// What autograd differentiates by, with the range that each takes of the vector; sorted, and without gaps.
+    /// What autograd differentiates by, with the range that each takes of the vector; sorted.
     leaves: Vec<(Range<usize>, Tensor)>,
+    /// Ranges that autograd knows nothing of.
+    constants: Vec<Range<usize>>,
     places: BTreeMap<String, (usize, Vec<usize>)>,
     num_elements: usize,
 }
@@ -31,6 +33,7 @@ impl Weights {
         Self {
             flat,
             leaves: Vec::new(),
+            constants: Vec::new(),
             places,
             num_elements,
         }
@@ -67,14 +70,29 @@ impl Weights {
         leaf
     }
 
-    /// Call it when all leaves are taken.
+    /// The named vector, by which nothing is differentiated, and its range.
+    pub(crate) fn constant(&mut self, name: &str) -> (Range<usize>, Tensor) {
+        let (start, shape) = &self.places[name];
+        let range = *start..start + shape.iter().product::<usize>();
+        let vector = self
+            .flat
+            .narrow(0, range.start as i64, range.len() as i64)
+            .detach();
+        self.constants.push(range.clone());
+        (range, vector)
+    }
+
+    /// Call it when all leaves and constants are taken.
     ///
     /// # Panics
-    /// If a parameter belongs to no leaf or to two.
+    /// If a parameter belongs to none or to two.
     pub(crate) fn finish(&mut self) {
         self.leaves.sort_by_key(|(range, _)| range.start);
+        let leaves = self.leaves.iter().map(|(range, _)| range);
+        let mut ranges: Vec<&Range<usize>> = leaves.chain(&self.constants).collect();
+        ranges.sort_by_key(|range| range.start);
         let mut end = 0;
-        for (range, _) in &self.leaves {
+        for range in ranges {
             assert_eq!(range.start, end, "the leaves have a gap or overlap");
             end = range.end;
         }
@@ -98,7 +116,7 @@ impl Weights {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use everstep_optim::Init;
+    use everstep_optim::{Init, Update};
 
     #[test]
     fn neighbours_become_one_leaf_that_sees_what_is_written() {
@@ -106,7 +124,7 @@ mod tests {
             name: name.into(),
             shape: shape.to_vec(),
             init: Init::Zeros,
-            decay: true,
+            update: Update::Decayed,
         };
         let parameters = vec![
             parameter("a", &[2, 3]),

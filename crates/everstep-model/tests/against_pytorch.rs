@@ -14,6 +14,7 @@ use tch::Device;
 
 const TOLERANCE: f64 = 1e-5;
 const Z_LOSS: f64 = 0.01;
+const BALANCE_LOSS: f64 = 0.01;
 
 struct Fixture {
     bytes: Vec<u8>,
@@ -51,9 +52,12 @@ impl Fixture {
     }
 
     /// The model with the fixture's weights, its parameters and its batch.
-    fn model(&self) -> (Model, Vec<ParameterSpec>, MicroBatch) {
+    fn model(&self, balance_loss: f64) -> (Model, Vec<ParameterSpec>, MicroBatch) {
         let json = serde_json::from_slice(&fs::read(&self.json).unwrap()).unwrap();
-        let config = hugging_face::from_json(&json).unwrap();
+        let mut config = hugging_face::from_json(&json).unwrap();
+        if let Some(moe) = &mut config.moe {
+            moe.balance_loss = balance_loss;
+        }
         let mut model = Model::new(&config, Device::Cpu, ComputeDtype::Float32).unwrap();
         let parameters = parameters(&config);
         let mut offset = 0;
@@ -96,7 +100,7 @@ fn assert_close(what: &str, actual: &[f32], expected: &[f32]) {
 
 fn agrees(name: &str) {
     let fixture = Fixture::open(name);
-    let (mut model, parameters, micro_batch) = fixture.model();
+    let (mut model, parameters, micro_batch) = fixture.model(0.0);
     assert_close(
         "logits",
         &model.logits(&micro_batch).unwrap(),
@@ -144,28 +148,52 @@ fn agrees(name: &str) {
         gradient.loss_sum, loss,
         "the reported loss is without z-loss"
     );
-    let vectors: Vec<_> = parameters
-        .iter()
-        .filter(|parameter| parameter.shape.len() == 1)
-        .cloned()
-        .collect();
-    let offset: usize = parameters
-        .iter()
-        .take(parameters.len() - vectors.len())
-        .map(ParameterSpec::num_elements)
-        .sum();
-    compare(&fixture, &vectors, "gradient_z", &gradient.values[offset..]);
+    compare_some(
+        &fixture,
+        &parameters,
+        "gradient_z",
+        &gradient.values,
+        |it| it.shape.len() == 1,
+    );
 }
 
 fn compare(fixture: &Fixture, parameters: &[ParameterSpec], prefix: &str, values: &[f32]) {
+    compare_some(fixture, parameters, prefix, values, |_| true);
+}
+
+fn compare_some(
+    fixture: &Fixture,
+    parameters: &[ParameterSpec],
+    prefix: &str,
+    values: &[f32],
+    compared: impl Fn(&ParameterSpec) -> bool,
+) {
     let mut offset = 0;
     for parameter in parameters {
-        let name = format!("{prefix}/{}", parameter.name);
         let actual = &values[offset..offset + parameter.num_elements()];
-        assert_close(&name, actual, &fixture.float(&name));
         offset += actual.len();
+        if compared(parameter) {
+            let name = format!("{prefix}/{}", parameter.name);
+            assert_close(&name, actual, &fixture.float(&name));
+        }
     }
     assert_eq!(offset, values.len());
+}
+
+/// The balance loss moves routers, by what the paper says.
+fn balances(name: &str) {
+    let fixture = Fixture::open(name);
+    let (mut model, parameters, micro_batch) = fixture.model(BALANCE_LOSS);
+    let batch = Batch {
+        micro_batches: vec![micro_batch],
+    };
+    let gradient = model.gradient(&batch, 0).unwrap();
+    let expected_loss = f64::from(fixture.float("loss_sum")[0]);
+    assert!((gradient.loss_sum - expected_loss).abs() <= TOLERANCE * expected_loss);
+    let is_router = |it: &ParameterSpec| it.name.ends_with("mlp.gate.weight");
+    assert_eq!(parameters.iter().filter(|it| is_router(it)).count(), 2);
+    let prefix = "gradient_balance";
+    compare_some(&fixture, &parameters, prefix, &gradient.values, is_router);
 }
 
 #[test]
@@ -179,6 +207,23 @@ fn llama_with_tied_embeddings_and_biases() {
 }
 
 #[test]
+fn llama_with_a_stretched_rotation() {
+    agrees("llama_3");
+}
+
+#[test]
 fn gpt2() {
     agrees("gpt2");
+}
+
+#[test]
+fn deepseek_v3() {
+    agrees("deepseek_v3");
+    balances("deepseek_v3");
+}
+
+#[test]
+fn deepseek_v3_with_groups_of_experts_latent_queries_and_yarn() {
+    agrees("deepseek_v3_groups");
+    balances("deepseek_v3_groups");
 }

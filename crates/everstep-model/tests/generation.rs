@@ -6,18 +6,40 @@ use std::ops::ControlFlow;
 
 use everstep_model::generate::sampling_stream;
 use everstep_model::{
-    Architecture, GenerateOptions, MicroBatch, Model, ModelConfig, ModelError, Sampling, parameters,
+    Architecture, ExpertsConfig, GenerateOptions, LatentConfig, MicroBatch, Model, ModelConfig,
+    ModelError, Sampling, parameters,
 };
 use everstep_optim::{ComputeDtype, Layout};
 use tch::Device;
 
+const ARCHITECTURES: [Architecture; 3] = [
+    Architecture::Llama,
+    Architecture::Gpt2,
+    Architecture::DeepseekV3,
+];
+
 fn model(architecture: Architecture) -> Model {
+    model_for(architecture, 24)
+}
+
+fn model_for(architecture: Architecture, context: usize) -> Model {
     let mut config = ModelConfig {
         vocab_size: 37,
         init_std: 0.3,
-        ..ModelConfig::new(architecture, 2, 4, 32, 24)
+        ..ModelConfig::new(architecture, 2, 4, 32, context)
     };
-    config.kv_heads = 2;
+    if architecture == Architecture::DeepseekV3 {
+        config.mla = Some(LatentConfig {
+            q_lora_rank: Some(12),
+            kv_lora_rank: 10,
+            qk_nope_head_dim: 6,
+            qk_rope_head_dim: 4,
+            v_head_dim: 8,
+        });
+        config.moe = Some(ExpertsConfig::new(6, 2, 16));
+    } else {
+        config.kv_heads = 2;
+    }
     let layout = Layout::new(parameters(&config), 1 << 20).unwrap();
     let mut model = Model::new(&config, Device::Cpu, ComputeDtype::Float32).unwrap();
     let mut offset = 0;
@@ -53,7 +75,7 @@ fn options(sampling: Sampling, tokens_max: usize) -> GenerateOptions {
 
 #[test]
 fn cached_logits_are_those_of_a_full_pass() {
-    for architecture in [Architecture::Llama, Architecture::Gpt2] {
+    for architecture in ARCHITECTURES {
         let model = model(architecture);
         let text: Vec<i64> = (0..24).map(|index| (index * 7 + 3) % 37).collect();
         let mut sequence = model.sequence();
@@ -74,7 +96,7 @@ fn cached_logits_are_those_of_a_full_pass() {
 
 #[test]
 fn greedy_takes_the_largest_logit_of_a_full_pass_even_beyond_the_context() {
-    for architecture in [Architecture::Llama, Architecture::Gpt2] {
+    for architecture in ARCHITECTURES {
         let model = model(architecture);
         let made = model
             .generate(
@@ -180,4 +202,33 @@ fn what_cannot_be_used_is_refused() {
         generate(&[1], sampling),
         Err(ModelError::Option { field: "top_p", .. })
     ));
+}
+
+/// The compressed cache and the absorbed form against a full pass for every token, which knows neither.
+#[test]
+fn deepseek_v3_makes_the_tokens_that_it_makes_without_a_cache() {
+    const NEW_TOKENS: usize = 256;
+    let model = model_for(Architecture::DeepseekV3, NEW_TOKENS + 8);
+    let prompt = [5, 9, 2, 30, 11, 7, 7, 1];
+    let cached = model
+        .generate(
+            &prompt,
+            &options(Sampling::GREEDY, NEW_TOKENS),
+            sampling_stream(1, 0, 0),
+            |_| ControlFlow::Continue(()),
+        )
+        .unwrap();
+    let mut text = prompt.to_vec();
+    for &token in &cached {
+        let logits = last_logits(&model, &text);
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        assert_eq!(best, Some(token as usize), "after {} tokens", text.len());
+        text.push(token);
+    }
+    assert_eq!(cached.len(), NEW_TOKENS);
+    let different: std::collections::BTreeSet<i64> = cached.into_iter().collect();
+    assert!(
+        different.len() > 5,
+        "a model that repeats itself tells little"
+    );
 }

@@ -6,8 +6,8 @@
 use std::sync::{Mutex, PoisonError};
 
 use everstep_model::{
-    Architecture, Batch, MicroBatch, Mlp, Model, ModelConfig, Norm, Positions, SlotGradient,
-    dropout_seed, parameters,
+    Architecture, Batch, ExpertsConfig, LatentConfig, MicroBatch, Mlp, Model, ModelConfig, Norm,
+    Positions, SlotGradient, dropout_seed, parameters,
 };
 use everstep_optim::{ComputeDtype, Layout};
 use everstep_protocol::random::{Purpose, Stream};
@@ -123,6 +123,28 @@ fn shapes() -> Vec<(&'static str, ModelConfig, usize)> {
                 ..llama
             },
             16,
+        ),
+        (
+            "deepseek_v3 with groups of experts and dropout",
+            ModelConfig {
+                vocab_size: 101,
+                dropout: 0.1,
+                mla: Some(LatentConfig {
+                    q_lora_rank: Some(48),
+                    kv_lora_rank: 32,
+                    qk_nope_head_dim: 32,
+                    qk_rope_head_dim: 16,
+                    v_head_dim: 32,
+                }),
+                moe: Some(ExpertsConfig {
+                    groups: 4,
+                    groups_per_token: 2,
+                    balance_loss: 0.01,
+                    ..ExpertsConfig::new(16, 4, 64)
+                }),
+                ..ModelConfig::new(Architecture::DeepseekV3, 2, 4, 128, 64)
+            },
+            12,
         ),
     ]
 }

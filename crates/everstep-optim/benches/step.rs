@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use everstep_optim::{
-    ComputeDtype, Gradient, Init, Layout, OptimizerConfig, ParameterSpec, TrainingNumerics,
+    ComputeDtype, Gradient, Init, Layout, OptimizerConfig, ParameterSpec, TrainingNumerics, Update,
 };
 use everstep_protocol::audit::AuditPlan;
 use everstep_protocol::coordinator::{self, CoordinatorConfig};
@@ -45,13 +45,13 @@ impl Process {
                 name: "matrices".into(),
                 shape: vec![6273, 128],
                 init: Init::Normal { std: 0.02 },
-                decay: true,
+                update: Update::Decayed,
             },
             ParameterSpec {
                 name: "norms".into(),
                 shape: vec![1152],
                 init: Init::Ones,
-                decay: false,
+                update: Update::Plain,
             },
         ];
         let layout = Arc::new(Layout::new(parameters, 1 << 20).expect("the layout is valid"));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use everstep_optim::{
     BlockState, ComputeDtype, Gradient, Init, Layout, OptimizerConfig, ParameterSpec, Parameters,
-    StateDigest, TrainingNumerics,
+    StateDigest, TrainingNumerics, Update,
 };
 use everstep_protocol::{Numerics, Step};
 
@@ -17,7 +17,7 @@ fn update(criterion: &mut Criterion) {
         name: "weight".into(),
         shape: vec![NUM_ELEMENTS],
         init: Init::Normal { std: 0.02 },
-        decay: true,
+        update: Update::Decayed,
     };
     let layout =
         Arc::new(Layout::new(vec![parameter], NUM_ELEMENTS).expect("one parameter is a layout"));
@@ -27,7 +27,7 @@ fn update(criterion: &mut Criterion) {
     let state = numerics.initial_state(1, 0);
     let gradient = |seed| Gradient::new(layout.initial_values(seed, 0), 1.0, 100);
     let (left, right) = (gradient(2), gradient(3));
-    let decision = numerics.decide(Step(0), &[numerics.report(&left)]);
+    let decision = numerics.decide(Step(0), &[numerics.report(0, &left)]);
 
     let mut group = criterion.benchmark_group("update");
     group
@@ -44,7 +44,7 @@ fn update(criterion: &mut Criterion) {
         bencher.iter(|| numerics.sum(left.clone(), right.clone()));
     });
     group.bench_function("report", |bencher| {
-        bencher.iter(|| numerics.report(black_box(&left)))
+        bencher.iter(|| numerics.report(0, black_box(&left)))
     });
     group.bench_function("apply", |bencher| {
         let mut state: BlockState = numerics.initial_state(1, 0);

@@ -57,20 +57,25 @@ fn normal_pair(seed: u64, tensor: u64, pair: u64) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::ParameterSpec;
+    use crate::layout::{ParameterSpec, Update};
 
     fn layout(block_elements: usize) -> Layout {
-        let spec = |name: &str, shape: &[usize], init, decay| ParameterSpec {
+        let spec = |name: &str, shape: &[usize], init, update| ParameterSpec {
             name: name.into(),
             shape: shape.into(),
             init,
-            decay,
+            update,
         };
         let parameters = vec![
-            spec("a", &[301, 333], Init::Normal { std: 0.02 }, true),
-            spec("b", &[7, 11], Init::Normal { std: 1.0 }, true),
-            spec("scale", &[19], Init::Ones, false),
-            spec("bias", &[23], Init::Zeros, false),
+            spec(
+                "a",
+                &[301, 333],
+                Init::Normal { std: 0.02 },
+                Update::Decayed,
+            ),
+            spec("b", &[7, 11], Init::Normal { std: 1.0 }, Update::Decayed),
+            spec("scale", &[19], Init::Ones, Update::Plain),
+            spec("bias", &[23], Init::Zeros, Update::Plain),
         ];
         Layout::new(parameters, block_elements).unwrap()
     }

@@ -97,6 +97,20 @@ pub(crate) fn adamw(
     }
 }
 
+/// Moves each bias by `rate` down if its expert's load is above the mean, and up if it is below.
+pub(crate) fn balance(biases: &mut [f32], excess: &[f32], rate: f32) {
+    assert_eq!(
+        biases.len(),
+        excess.len(),
+        "the parts of one block have one length"
+    );
+    for (bias, &excess) in biases.iter_mut().zip(excess) {
+        if excess != 0.0 {
+            *bias -= rate.copysign(excess);
+        }
+    }
+}
+
 /// The upper halves of the values, rounded to nearest, ties to even. Every NaN becomes the quiet one without payload.
 pub(crate) fn to_bfloat16(values: &[f32]) -> Vec<u16> {
     values

@@ -26,6 +26,41 @@ pub enum Init {
     Zeros,
 }
 
+/// What a step does to a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Update {
+    /// AdamW with weight decay (matrices).
+    Decayed,
+    /// AdamW without (norms and biases).
+    Plain,
+    /// A router's bias moves by `rate` against the sign of its gradient, which is the load of an expert above the mean: load balancing
+    /// without an auxiliary loss (Wang et al. 2024; DeepSeek-V3 §2.1.2). It is no part of the gradient's norm.
+    Balance {
+        /// The step, γ.
+        rate: f32,
+    },
+}
+
+impl Update {
+    /// Groups lie in this order in the flattened vector.
+    fn rank(self) -> u8 {
+        match self {
+            Self::Decayed => 0,
+            Self::Plain => 1,
+            Self::Balance { .. } => 2,
+        }
+    }
+
+    fn hash(self, hasher: &mut blake3::Hasher) {
+        match self {
+            Self::Decayed => hasher.update(&[1]),
+            Self::Plain => hasher.update(&[0]),
+            Self::Balance { rate } => hasher.update(&[2]).update(&rate.to_le_bytes()),
+        };
+    }
+}
+
 /// One tensor of a model, as the shards see it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ParameterSpec {
@@ -35,8 +70,8 @@ pub struct ParameterSpec {
     pub shape: Vec<usize>,
     /// Initial values.
     pub init: Init,
-    /// Whether weight decay applies (matrices yes; norms and biases no).
-    pub decay: bool,
+    /// What a step does to it.
+    pub update: Update,
 }
 
 impl ParameterSpec {
@@ -47,14 +82,14 @@ impl ParameterSpec {
 }
 
 /// A maximal run of one block: a range of the flattened vector inside one optimizer group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Block {
     /// First element in the flattened vector.
     pub offset: usize,
     /// Number of elements.
     pub len: usize,
-    /// Whether weight decay applies to all of it.
-    pub decay: bool,
+    /// What a step does to all of it.
+    pub update: Update,
 }
 
 /// All parameters of a model and their division in blocks.
@@ -86,11 +121,12 @@ pub enum LayoutError {
     /// A block must hold something.
     #[error("blocks must have at least one element")]
     EmptyBlocks,
-    /// Decayed parameters come first, so that a group is one range.
+    /// A group is one range.
     #[error(
-        "parameter `{name}` has weight decay but follows one without; all decayed parameters come first"
+        "parameter `{name}` belongs before its predecessor; first come those with weight decay, then those without, then routers' biases, \
+         all with one rate"
     )]
-    DecayOrder {
+    GroupOrder {
         /// The parameter.
         name: String,
     },
@@ -131,10 +167,10 @@ pub enum LayoutError {
 
 impl Layout {
     /// Lays out `parameters` in the given, canonical order and divides them in blocks of at most `block_elements`
-    /// elements each. Blocks of a group (decayed, not decayed) have sizes that differ by one element at most.
+    /// elements each. Blocks of a group (of one [`Update`]) have sizes that differ by one element at most.
     ///
     /// # Errors
-    /// [`LayoutError`] if a parameter is unusable, or if a decayed one follows one that is not.
+    /// [`LayoutError`] if a parameter is unusable, or if groups are mixed.
     pub fn new(parameters: Vec<ParameterSpec>, block_elements: usize) -> Result<Self, LayoutError> {
         if parameters.is_empty() {
             return Err(LayoutError::NoParameters);
@@ -145,14 +181,11 @@ impl Layout {
         let mut names = BTreeSet::new();
         let mut offsets = Vec::with_capacity(parameters.len());
         let mut num_elements = 0usize;
-        let mut num_decayed = 0usize;
-        for (index, parameter) in parameters.iter().enumerate() {
+        let mut groups: Vec<(Update, usize)> = Vec::new();
+        for parameter in &parameters {
             let name = || parameter.name.clone();
             if !names.insert(parameter.name.as_str()) {
                 return Err(LayoutError::DuplicateName { name: name() });
-            }
-            if parameter.decay && index > 0 && !parameters[index - 1].decay {
-                return Err(LayoutError::DecayOrder { name: name() });
             }
             if let Init::Normal { std } = parameter.init
                 && !(std.is_finite() && std >= 0.0)
@@ -178,27 +211,32 @@ impl Layout {
                 .checked_add(elements)
                 .filter(|&sum| sum <= isize::MAX as usize / 4)
                 .ok_or_else(shape_error)?;
-            if parameter.decay {
-                num_decayed = num_elements;
+            match groups.last_mut() {
+                Some((update, len)) if *update == parameter.update => *len += elements,
+                Some((update, _)) if update.rank() >= parameter.update.rank() => {
+                    return Err(LayoutError::GroupOrder { name: name() });
+                }
+                _ => groups.push((parameter.update, elements)),
             }
         }
-        let groups = [
-            (0, num_decayed, true),
-            (num_decayed, num_elements - num_decayed, false),
-        ];
         let num_blocks = groups
             .iter()
-            .map(|&(_, len, _)| len.div_ceil(block_elements))
+            .map(|&(_, len)| len.div_ceil(block_elements))
             .sum::<usize>();
         if BlockId::try_from(num_blocks).is_err() {
             return Err(LayoutError::TooManyBlocks { num_blocks });
         }
         let mut blocks = Vec::with_capacity(num_blocks);
-        for (mut offset, group_len, decay) in groups {
+        let mut offset = 0;
+        for (update, group_len) in groups {
             let count = group_len.div_ceil(block_elements);
             for index in 0..count {
                 let len = group_len / count + usize::from(index < group_len % count);
-                blocks.push(Block { offset, len, decay });
+                blocks.push(Block {
+                    offset,
+                    len,
+                    update,
+                });
                 offset += len;
             }
         }
@@ -262,21 +300,23 @@ impl Layout {
             })
     }
 
-    /// BLAKE3 of a canonical encoding of the parameters (names, shapes, initial values, decay) and the blocks. Layouts
+    /// BLAKE3 of a canonical encoding of the parameters (names, shapes, initial values, updates) and the blocks. Layouts
     /// with equal digests give equal runs.
     pub fn digest(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
-        let mut number = |value: u64| {
+        let number = |hasher: &mut blake3::Hasher, value: u64| {
             hasher.update(&value.to_le_bytes());
         };
-        number(LAYOUT_ENCODING);
-        number(self.blocks.len() as u64);
+        number(&mut hasher, LAYOUT_ENCODING);
+        number(&mut hasher, self.blocks.len() as u64);
         for block in &self.blocks {
-            number(block.offset as u64);
-            number(block.len as u64);
-            number(u64::from(block.decay));
+            number(&mut hasher, block.offset as u64);
+            number(&mut hasher, block.len as u64);
+            block.update.hash(&mut hasher);
+            // Once the update was a number of eight bytes.
+            hasher.update(&[0; 7]);
         }
-        number(self.parameters.len() as u64);
+        number(&mut hasher, self.parameters.len() as u64);
         for parameter in &self.parameters {
             let (kind, std) = match parameter.init {
                 Init::Normal { std } => (0u64, std),
@@ -291,7 +331,7 @@ impl Layout {
             }
             hasher.update(&kind.to_le_bytes());
             hasher.update(&std.to_le_bytes());
-            hasher.update(&[u8::from(parameter.decay)]);
+            parameter.update.hash(&mut hasher);
         }
         hasher.finalize()
     }

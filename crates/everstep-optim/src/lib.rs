@@ -27,7 +27,7 @@ pub use buffer::{BufferError, FloatBuffer};
 pub use config::{ConfigError, OptimizerConfig};
 pub use digest::{StateDigest, combine_digests};
 pub use gradient::Gradient;
-pub use layout::{Block, Init, Layout, LayoutError, ParameterSpec, Segment};
+pub use layout::{Block, Init, Layout, LayoutError, ParameterSpec, Segment, Update};
 pub use numerics::TrainingNumerics;
 pub use parameters::{ComputeDtype, Parameters};
 pub use schedule::Schedule;

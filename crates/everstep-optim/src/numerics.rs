@@ -9,11 +9,11 @@ use crate::buffer::BufferError;
 use crate::config::{ConfigError, OptimizerConfig};
 use crate::gradient::Gradient;
 use crate::kernels;
-use crate::layout::Layout;
+use crate::layout::{Layout, Update};
 use crate::parameters::{ComputeDtype, Parameters};
 use crate::state::BlockState;
 
-/// Sums, decisions and AdamW updates of one run, on `f32` blocks. Clones share the layout.
+/// Sums, decisions and updates of one run, on `f32` blocks. Clones share the layout.
 #[derive(Clone, Debug)]
 pub struct TrainingNumerics {
     layout: Arc<Layout>,
@@ -116,8 +116,11 @@ impl Numerics for TrainingNumerics {
 
     /// A gradient or loss that is not finite has infinite norm and loss: NaN would differ from itself, and its payload from
     /// machine to machine.
-    fn report(&self, gradient: &Gradient) -> GradientReport {
-        let squared_norm = kernels::squared_norm(gradient.values.as_slice());
+    fn report(&self, block: BlockId, gradient: &Gradient) -> GradientReport {
+        let squared_norm = match self.layout.block(block).update {
+            Update::Decayed | Update::Plain => kernels::squared_norm(gradient.values.as_slice()),
+            Update::Balance { .. } => 0.0,
+        };
         let canonical = |value: f64| {
             if value.is_finite() {
                 value
@@ -169,7 +172,7 @@ impl Numerics for TrainingNumerics {
         }
     }
 
-    /// One step of AdamW; a skipped step leaves the state as it is.
+    /// One step of the block's update; a skipped step leaves the state as it is.
     fn apply(
         &self,
         block: BlockId,
@@ -181,15 +184,21 @@ impl Numerics for TrainingNumerics {
         if !decision.apply {
             return;
         }
-        let coefficients =
-            self.config
-                .adam_step(step, decision.scale, self.layout.block(block).decay);
+        let decay = match self.layout.block(block).update {
+            Update::Decayed => true,
+            Update::Plain => false,
+            Update::Balance { rate } => {
+                let excess = gradient.values.as_slice();
+                kernels::balance(state.parameters.make_mut(), excess, rate);
+                return;
+            }
+        };
         kernels::adamw(
             state.parameters.make_mut(),
             state.first_moment.make_mut(),
             state.second_moment.make_mut(),
             gradient.values.as_slice(),
-            &coefficients,
+            &self.config.adam_step(step, decision.scale, decay),
         );
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use everstep_optim::{
     BlockState, ComputeDtype, Gradient, Init, Layout, OptimizerConfig, ParameterSpec, Schedule,
-    TrainingNumerics,
+    TrainingNumerics, Update,
 };
 use everstep_protocol::{Numerics, Step};
 use safetensors::SafeTensors;
@@ -69,7 +69,11 @@ fn ten_steps_agree_with_pytorch() {
                 .shape()
                 .to_vec(),
             init: Init::Zeros,
-            decay: name == "matrix",
+            update: if name == "matrix" {
+                Update::Decayed
+            } else {
+                Update::Plain
+            },
         })
         .collect();
     // Small, so that the matrix has several blocks.
@@ -114,7 +118,8 @@ fn ten_steps_agree_with_pytorch() {
             .collect();
         let reports: Vec<_> = gradients
             .iter()
-            .map(|gradient| numerics.report(gradient))
+            .zip(0..)
+            .map(|(gradient, block)| numerics.report(block, gradient))
             .collect();
         let decision = numerics.decide(Step(step), &reports);
         let norm = norms[step as usize];

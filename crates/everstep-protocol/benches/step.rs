@@ -37,7 +37,7 @@ impl Numerics for Toy {
         left.wrapping_add(right)
     }
 
-    fn report(&self, gradient: &u64) -> GradientReport {
+    fn report(&self, _block: BlockId, gradient: &u64) -> GradientReport {
         GradientReport {
             squared_norm: *gradient as f64,
             finite: true,

@@ -18,8 +18,8 @@ pub trait Numerics {
 
     /// The sum of two neighbouring ranges, `left` before `right`.
     fn sum(&self, left: Self::Gradient, right: Self::Gradient) -> Self::Gradient;
-    /// What the decision needs to know of a complete sum. The replica adds the history of its state.
-    fn report(&self, gradient: &Self::Gradient) -> GradientReport;
+    /// What the decision needs to know of a block's complete sum. The replica adds the history of its state.
+    fn report(&self, block: BlockId, gradient: &Self::Gradient) -> GradientReport;
     /// The decision on step `step` from the reports of all blocks, in block order. A pure function.
     fn decide(&self, step: Step, reports: &[GradientReport]) -> Decision;
     /// Applies a decided step to a block's state.

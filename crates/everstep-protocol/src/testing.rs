@@ -17,7 +17,7 @@ impl Numerics for Words {
         format!("({left}{right})")
     }
 
-    fn report(&self, gradient: &String) -> GradientReport {
+    fn report(&self, _block: BlockId, gradient: &String) -> GradientReport {
         report(gradient.len() as f64)
     }
 

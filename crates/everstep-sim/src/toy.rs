@@ -50,7 +50,7 @@ impl Numerics for Toy {
         }
     }
 
-    fn report(&self, gradient: &Gradient) -> GradientReport {
+    fn report(&self, _block: BlockId, gradient: &Gradient) -> GradientReport {
         GradientReport {
             squared_norm: (gradient.hash >> 12) as f64,
             finite: !gradient.hash.is_multiple_of(23),
@@ -219,11 +219,12 @@ impl Expected {
                     })
                 })
                 .collect();
-            let report = |(sum, state): (&Gradient, &State)| GradientReport {
+            let report = |(block, (sum, state)): (BlockId, (&Gradient, &State))| GradientReport {
                 history: state.history,
-                ..Toy.report(sum)
+                ..Toy.report(block, sum)
             };
-            let reports: Vec<GradientReport> = sums.iter().zip(&state).map(report).collect();
+            let reports: Vec<GradientReport> =
+                (0..).zip(sums.iter().zip(&state)).map(report).collect();
             let decision = Toy.decide(step, &reports);
             if decision.apply {
                 for (block, (state, sum)) in (0..).zip(state.iter_mut().zip(&sums)) {

@@ -4,9 +4,9 @@ use serde_json::{Map, Value};
 
 use super::HuggingFaceError;
 
-pub(super) fn unusable(field: &'static str, value: &str, allowed: &str) -> HuggingFaceError {
+pub(super) fn unusable(field: &str, value: &str, allowed: &str) -> HuggingFaceError {
     HuggingFaceError {
-        field,
+        field: field.to_owned(),
         value: value.to_owned(),
         allowed: allowed.to_owned(),
     }

@@ -190,8 +190,9 @@ impl WeightsFolder {
     /// Opens the files of `dir` and gives their tensors by the names of the parameters that they are.
     fn tensors(&mut self, dir: &Path) -> Result<BTreeMap<String, Place>, FolderError> {
         let mut found = BTreeMap::new();
-        let mut add = |file: usize, path: &Path, name: &str, tensor: Tensor, architecture| {
-            let Role::Parameter(parameter) = role(architecture, name) else {
+        let config = self.config.clone();
+        let mut add = |file: usize, path: &Path, name: &str, tensor: Tensor| {
+            let Role::Parameter(parameter) = role(&config, name) else {
                 return Ok(());
             };
             match found.insert(parameter, Place { file, tensor }) {
@@ -202,11 +203,10 @@ impl WeightsFolder {
                 )),
             }
         };
-        let architecture = self.config.architecture;
         if dir.join(SINGLE).exists() || !dir.join(INDEX).exists() {
             let (file, path, tensors) = self.open_file(dir, SINGLE)?;
             for (name, tensor) in tensors {
-                add(file, &path, &name, tensor, architecture)?;
+                add(file, &path, &name, tensor)?;
             }
             return Ok(found);
         }
@@ -245,7 +245,7 @@ impl WeightsFolder {
                     let reason = format!("has no tensor {name}; allowed: what {INDEX} says");
                     return Err(FolderError::new(&path, reason));
                 };
-                add(file, &path, name, tensor, architecture)?;
+                add(file, &path, name, tensor)?;
             }
             if let Some(name) = tensors.keys().next() {
                 let reason = format!("{name}: {INDEX} does not name it; allowed: what it says");

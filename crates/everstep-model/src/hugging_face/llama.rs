@@ -1,9 +1,9 @@
 //! `LlamaForCausalLM`.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::fields::{Fields, unusable};
-use super::{HuggingFaceError, Role, fixed};
+use super::{HuggingFaceError, Role, fixed, rotation};
 use crate::config::{Architecture, Mlp, ModelConfig, Norm, Positions};
 
 pub(super) fn to_json(config: &ModelConfig) -> Result<Value, HuggingFaceError> {
@@ -24,7 +24,7 @@ pub(super) fn to_json(config: &ModelConfig) -> Result<Value, HuggingFaceError> {
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "rope_parameters": rotation::to_json(config),
         "initializer_range": config.init_std,
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
@@ -68,24 +68,7 @@ pub(super) fn from_json(fields: &Fields<'_>) -> Result<ModelConfig, HuggingFaceE
             "hidden_size / num_attention_heads",
         ));
     }
-    // Newer files nest the rotation's parameters; older ones have them at the top, with scaling apart.
-    let empty = Map::new();
-    let nested = Fields(
-        fields
-            .table("rope_parameters")?
-            .or(fields.table("rope_scaling")?)
-            .unwrap_or(&empty),
-    );
-    let kind = nested.text("rope_type", nested.text("type", "default")?)?;
-    if kind != "default" {
-        return Err(unusable("rope_type", kind, "default"));
-    }
-    for at in [fields, &nested] {
-        at.only("partial_rotary_factor", "1", |value| {
-            value.as_f64() == Some(1.0)
-        })?;
-    }
-    config.rope_theta = nested.number("rope_theta", fields.number("rope_theta", 10_000.0)?)?;
+    (config.rope_theta, config.rope_scaling) = rotation::from_json(fields)?;
     Ok(config)
 }
 

@@ -3,12 +3,24 @@ use std::fs;
 use everstep_optim::Init;
 
 use super::*;
-use crate::config::{Mlp, Positions};
+use crate::config::{
+    ExpertsConfig, LatentConfig, LinearConfig, Llama3Config, Mlp, Positions, RopeScaling,
+    YarnConfig,
+};
 use crate::spec::parameters;
 
 fn small(architecture: Architecture) -> ModelConfig {
+    let is_deepseek = architecture == Architecture::DeepseekV3;
     ModelConfig {
         vocab_size: 11,
+        mla: is_deepseek.then(|| LatentConfig {
+            q_lora_rank: None,
+            kv_lora_rank: 6,
+            qk_nope_head_dim: 4,
+            qk_rope_head_dim: 2,
+            v_head_dim: 3,
+        }),
+        moe: is_deepseek.then(|| ExpertsConfig::new(4, 2, 8)),
         ..ModelConfig::new(architecture, 2, 2, 8, 6)
     }
 }
@@ -64,7 +76,27 @@ fn configurations_go_out_and_come_back() {
         vocab_size: 99,
         ..ModelConfig::new(Architecture::Gpt2, 2, 4, 64, 32)
     };
-    for config in [llama, gpt2.clone()] {
+    let mut stretched = llama.clone();
+    stretched.rope_scaling = Some(RopeScaling::Llama3(Llama3Config {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_context: 16,
+    }));
+    let mut linear = llama.clone();
+    linear.rope_scaling = Some(RopeScaling::Linear(LinearConfig { factor: 2.0 }));
+    let deepseek = small(Architecture::DeepseekV3);
+    let mut yarn = deepseek.clone();
+    yarn.rope_scaling = Some(RopeScaling::Yarn(YarnConfig {
+        factor: 40.0,
+        original_context: 4096,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        mscale: 1.0,
+        mscale_all_dim: 0.0,
+    }));
+    for config in [llama, stretched, linear, gpt2.clone(), deepseek, yarn] {
+        config.validate().unwrap();
         assert_eq!(from_json(&json_of(&config)).unwrap(), config);
     }
     gpt2.mlp = Mlp::GeluTanh;
@@ -122,12 +154,12 @@ fn what_has_no_counterpart_is_named() {
         (
             "model_type",
             json!("bert"),
-            "model_type=`bert` has no counterpart; allowed: llama, gpt2",
+            "model_type=`bert` has no counterpart; allowed: llama, gpt2, deepseek_v3",
         ),
         (
             "rope_parameters",
-            json!({"rope_type": "llama3"}),
-            "rope_type=`llama3` has no counterpart; allowed: default",
+            json!({"rope_type": "longrope"}),
+            "rope_type=`longrope` has no counterpart; allowed: default, linear, llama3, yarn",
         ),
         (
             "rope_parameters",
@@ -186,11 +218,53 @@ fn what_has_no_counterpart_is_named() {
     ] {
         assert_eq!(changed(Architecture::Gpt2, field, value), says);
     }
+    for (field, value, says) in [
+        (
+            "scoring_func",
+            json!("softmax"),
+            "scoring_func=`\"softmax\"` has no counterpart; allowed: sigmoid",
+        ),
+        (
+            "n_group",
+            json!(3),
+            "moe.groups=`3` has no counterpart; allowed: a divisor of moe.experts=`4`",
+        ),
+        (
+            "num_key_value_heads",
+            json!(1),
+            "kv_heads=`1` has no counterpart; allowed: heads=`2`, or leave it out",
+        ),
+        (
+            "attention_bias",
+            json!(true),
+            "bias=`true` has no counterpart; allowed: false",
+        ),
+        (
+            "kv_lora_rank",
+            json!(null),
+            "kv_lora_rank=`` has no counterpart; allowed: a whole number, which is missing",
+        ),
+    ] {
+        assert_eq!(changed(Architecture::DeepseekV3, field, value), says);
+    }
+}
+
+#[test]
+fn modules_for_multi_token_prediction_are_left_out() {
+    let config = small(Architecture::DeepseekV3);
+    let is_own = |name: &str| matches!(role(&config, name), Role::Parameter(_));
+    assert!(is_own("model.layers.1.mlp.gate.weight"));
+    assert!(!is_own("model.layers.2.eh_proj.weight"));
+    assert!(!is_own("model.layers.0.self_attn.rotary_emb.inv_freq"));
 }
 
 #[test]
 fn folders_of_any_sharding_and_type_hold_the_same_weights() {
-    for architecture in [Architecture::Llama, Architecture::Gpt2] {
+    for architecture in [
+        Architecture::Llama,
+        Architecture::Gpt2,
+        Architecture::DeepseekV3,
+    ] {
         let config = small(architecture);
         let dir = tempfile::tempdir().unwrap();
         let mut digests = Vec::new();

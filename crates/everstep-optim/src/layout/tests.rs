@@ -1,13 +1,14 @@
 use proptest::prelude::*;
 
+use super::Update::{Balance, Decayed, Plain};
 use super::*;
 
-fn spec(name: &str, shape: &[usize], decay: bool) -> ParameterSpec {
+fn spec(name: &str, shape: &[usize], update: Update) -> ParameterSpec {
     ParameterSpec {
         name: name.into(),
         shape: shape.into(),
         init: Init::Zeros,
-        decay,
+        update,
     }
 }
 
@@ -15,9 +16,9 @@ fn spec(name: &str, shape: &[usize], decay: bool) -> ParameterSpec {
 fn blocks_are_near_equal_and_stay_in_their_group() {
     let layout = Layout::new(
         vec![
-            spec("a", &[5, 4], true),
-            spec("b", &[3], true),
-            spec("c", &[7], false),
+            spec("a", &[5, 4], Decayed),
+            spec("b", &[3], Decayed),
+            spec("c", &[7], Plain),
         ],
         10,
     )
@@ -25,11 +26,16 @@ fn blocks_are_near_equal_and_stay_in_their_group() {
     let blocks: Vec<_> = layout
         .blocks()
         .iter()
-        .map(|block| (block.offset, block.len, block.decay))
+        .map(|block| (block.offset, block.len, block.update))
         .collect();
     assert_eq!(
         blocks,
-        [(0, 8, true), (8, 8, true), (16, 7, true), (23, 7, false)]
+        [
+            (0, 8, Decayed),
+            (8, 8, Decayed),
+            (16, 7, Decayed),
+            (23, 7, Plain)
+        ]
     );
     assert_eq!((layout.num_elements(), layout.num_blocks()), (30, 4));
     assert_eq!(
@@ -57,25 +63,25 @@ fn unusable_parameters_are_refused() {
     let error = |parameters, block_elements| Layout::new(parameters, block_elements).unwrap_err();
     assert_eq!(error(vec![], 1), LayoutError::NoParameters);
     assert_eq!(
-        error(vec![spec("a", &[1], true)], 0),
+        error(vec![spec("a", &[1], Decayed)], 0),
         LayoutError::EmptyBlocks
     );
     let order = vec![
-        spec("a", &[1], true),
-        spec("b", &[1], false),
-        spec("c", &[1], true),
+        spec("a", &[1], Decayed),
+        spec("b", &[1], Plain),
+        spec("c", &[1], Decayed),
     ];
     assert_eq!(
         error(order, 1),
-        LayoutError::DecayOrder { name: "c".into() }
+        LayoutError::GroupOrder { name: "c".into() }
     );
-    let twice = vec![spec("a", &[1], true), spec("a", &[1], true)];
+    let twice = vec![spec("a", &[1], Decayed), spec("a", &[1], Decayed)];
     assert_eq!(
         error(twice, 1),
         LayoutError::DuplicateName { name: "a".into() }
     );
     for shape in [vec![3, 0], vec![usize::MAX, 2], vec![usize::MAX / 8]] {
-        let parameters = vec![spec("a", &[1], true), spec("b", &shape, true)];
+        let parameters = vec![spec("a", &[1], Decayed), spec("b", &shape, Decayed)];
         assert_eq!(
             error(parameters, 1),
             LayoutError::Shape {
@@ -84,7 +90,7 @@ fn unusable_parameters_are_refused() {
             }
         );
     }
-    let blocks = error(vec![spec("a", &[1 << 40], true)], 2);
+    let blocks = error(vec![spec("a", &[1 << 40], Decayed)], 2);
     assert_eq!(
         blocks,
         LayoutError::TooManyBlocks {
@@ -94,7 +100,7 @@ fn unusable_parameters_are_refused() {
     for std in [f32::NAN, f32::INFINITY, -1.0] {
         let parameter = ParameterSpec {
             init: Init::Normal { std },
-            ..spec("a", &[1], true)
+            ..spec("a", &[1], Decayed)
         };
         assert!(matches!(error(vec![parameter], 1), LayoutError::Std { .. }));
     }
@@ -102,20 +108,20 @@ fn unusable_parameters_are_refused() {
 
 #[test]
 fn scalars_have_one_element() {
-    let layout = Layout::new(vec![spec("a", &[], false)], 8).unwrap();
+    let layout = Layout::new(vec![spec("a", &[], Plain)], 8).unwrap();
     assert_eq!(
         layout.blocks(),
         [Block {
             offset: 0,
             len: 1,
-            decay: false
+            update: Plain
         }]
     );
 }
 
 #[test]
 fn digest_tells_layouts_apart() {
-    let base = vec![spec("a", &[2, 6], true), spec("b", &[3], false)];
+    let base = vec![spec("a", &[2, 6], Decayed), spec("b", &[3], Plain)];
     let digest = |parameters: &[ParameterSpec], block_elements| {
         Layout::new(parameters.to_vec(), block_elements)
             .unwrap()
@@ -132,7 +138,9 @@ fn digest_tells_layouts_apart() {
     vary(|parameters| parameters[1].init = Init::Ones);
     vary(|parameters| parameters[1].init = Init::Normal { std: 0.5 });
     vary(|parameters| parameters[1].init = Init::Normal { std: 0.25 });
-    vary(|parameters| parameters[1].decay = true);
+    vary(|parameters| parameters[1].update = Decayed);
+    vary(|parameters| parameters[1].update = Balance { rate: 1e-3 });
+    vary(|parameters| parameters[1].update = Balance { rate: 1e-2 });
     for (index, variant) in variants.iter().enumerate() {
         assert!(!variants[..index].contains(variant), "variant {index}");
     }
@@ -141,18 +149,20 @@ fn digest_tells_layouts_apart() {
 }
 const PINNED: &str = "f77dffe1c8459c3d4b8380533abc0ead50b7fe23c9040b1d4c7c2a5d6efcb1ec";
 
+const GROUPS: [Update; 3] = [Decayed, Plain, Balance { rate: 1e-3 }];
+
 proptest! {
     #[test]
     fn everything_is_covered_exactly_once(
-        shapes in prop::collection::vec((prop::collection::vec(1usize..6, 0..4), any::<bool>()), 1..12),
+        shapes in prop::collection::vec((prop::collection::vec(1usize..6, 0..4), prop::sample::select(&GROUPS)), 1..12),
         block_elements in 1usize..80,
     ) {
         let mut parameters: Vec<ParameterSpec> = shapes
             .iter()
             .enumerate()
-            .map(|(index, (shape, decay))| spec(&index.to_string(), shape, *decay))
+            .map(|(index, (shape, update))| spec(&index.to_string(), shape, *update))
             .collect();
-        parameters.sort_by_key(|parameter| !parameter.decay);
+        parameters.sort_by_key(|parameter| parameter.update.rank());
         let layout = Layout::new(parameters, block_elements).unwrap();
         let mut next = 0;
         let mut next_in_parameter = vec![0; layout.parameters().len()];
@@ -166,7 +176,7 @@ proptest! {
                 prop_assert_eq!(segment.block_range.len(), segment.parameter_range.len());
                 next_in_block = segment.block_range.end;
                 let parameter = &layout.parameters()[segment.parameter];
-                prop_assert_eq!(parameter.decay, block.decay);
+                prop_assert_eq!(parameter.update, block.update);
                 prop_assert_eq!(segment.parameter_range.start, next_in_parameter[segment.parameter]);
                 next_in_parameter[segment.parameter] = segment.parameter_range.end;
                 let offset = layout.offset(segment.parameter) + segment.parameter_range.start;
@@ -178,8 +188,8 @@ proptest! {
         for (parameter, covered) in layout.parameters().iter().zip(next_in_parameter) {
             prop_assert_eq!(parameter.num_elements(), covered);
         }
-        for decay in [true, false] {
-            let lens = || layout.blocks().iter().filter(move |block| block.decay == decay).map(|block| block.len);
+        for update in GROUPS {
+            let lens = || layout.blocks().iter().filter(move |block| block.update == update).map(|block| block.len);
             prop_assert!(lens().max().unwrap_or(0) - lens().min().unwrap_or(0) <= 1);
         }
     }

@@ -7,16 +7,16 @@ use crate::digest::StateDigest;
 use crate::layout::{Init, ParameterSpec};
 
 fn layout(block_elements: usize) -> Arc<Layout> {
-    let spec = |name: &str, shape: &[usize], init, decay| ParameterSpec {
+    let spec = |name: &str, shape: &[usize], init, update| ParameterSpec {
         name: name.into(),
         shape: shape.into(),
         init,
-        decay,
+        update,
     };
     let parameters = vec![
-        spec("a", &[37, 11], Init::Normal { std: 0.5 }, true),
-        spec("b", &[90], Init::Normal { std: 0.1 }, true),
-        spec("c", &[53], Init::Ones, false),
+        spec("a", &[37, 11], Init::Normal { std: 0.5 }, Update::Decayed),
+        spec("b", &[90], Init::Normal { std: 0.1 }, Update::Decayed),
+        spec("c", &[53], Init::Ones, Update::Plain),
     ];
     Arc::new(Layout::new(parameters, block_elements).unwrap())
 }
@@ -65,7 +65,10 @@ fn train(numerics: &TrainingNumerics, num_steps: u64) -> Vec<u32> {
             .zip(gradients(layout, step, 1))
             .map(|(left, right)| numerics.sum(left, right))
             .collect();
-        let reports: Vec<_> = sums.iter().map(|sum| numerics.report(sum)).collect();
+        let reports: Vec<_> = (0..)
+            .zip(&sums)
+            .map(|(block, sum)| numerics.report(block, sum))
+            .collect();
         let decision = numerics.decide(Step(step), &reports);
         assert!(decision.apply);
         for (block, (sum, state)) in sums.iter().zip(&mut states).enumerate() {
@@ -104,12 +107,12 @@ proptest! {
 fn buffers_of_any_kind_and_sharing_give_the_same_sums_and_reports() {
     let layout = layout(200);
     let numerics = numerics(&layout, 1.0);
-    for (left, right) in gradients(&layout, 0, 0)
+    let slots = gradients(&layout, 0, 0)
         .into_iter()
-        .zip(gradients(&layout, 0, 1))
-    {
+        .zip(gradients(&layout, 0, 1));
+    for (block, (left, right)) in (0..).zip(slots) {
         let expected = numerics.sum(left.clone(), right.clone());
-        let report = numerics.report(&expected);
+        let report = numerics.report(block, &expected);
         assert_eq!(
             (report.loss_sum, report.tokens, report.finite),
             (6.0, 21, true)
@@ -118,7 +121,7 @@ fn buffers_of_any_kind_and_sharing_give_the_same_sums_and_reports() {
             for right in [right.clone(), received(&right)] {
                 let sum = numerics.sum(left.clone(), right);
                 assert_eq!(sum, expected);
-                assert_eq!(numerics.report(&received(&sum)), report);
+                assert_eq!(numerics.report(block, &received(&sum)), report);
             }
         }
     }
@@ -142,7 +145,7 @@ fn sums_follow_the_tree() {
 fn snapshots_stay_as_they_were() {
     let numerics = numerics(&layout(usize::MAX), 1.0);
     let gradient = &gradients(numerics.layout(), 0, 0)[0];
-    let decision = numerics.decide(Step(0), &[numerics.report(gradient)]);
+    let decision = numerics.decide(Step(0), &[numerics.report(0, gradient)]);
     let mut state = numerics.initial_state(1, 0);
     let snapshot = state.clone();
     let parameters = numerics.parameters(0, &state);
@@ -172,7 +175,10 @@ fn a_step_that_is_not_finite_is_skipped() {
     let numerics = numerics(&layout, 1.0);
     let good = gradients(&layout, 0, 0);
     let reports = |gradients: &[Gradient]| -> Vec<_> {
-        gradients.iter().map(|it| numerics.report(it)).collect()
+        let blocks = (0..).zip(gradients);
+        blocks
+            .map(|(block, sum)| numerics.report(block, sum))
+            .collect()
     };
     assert!(numerics.decide(Step(0), &reports(&good)).apply);
     let mut bad = good.clone();
@@ -259,3 +265,65 @@ fn bits_of_a_small_run_are_pinned() {
     assert_eq!(blake3::hash(&bytes).to_hex().as_str(), PINNED);
 }
 const PINNED: &str = "8c7cd7ee0d0c8cd11b4a4ad057326be6bf3e0c58cf6282b09b1564a2a45ec1fd";
+
+#[test]
+fn a_routers_bias_moves_against_the_load_and_is_no_part_of_the_norm() {
+    let spec = |name: &str, update| ParameterSpec {
+        name: name.into(),
+        shape: vec![4],
+        init: Init::Zeros,
+        update,
+    };
+    let rate = 0.25;
+    let parameters = vec![
+        spec("matrix", Update::Decayed),
+        spec("bias", Update::Balance { rate }),
+    ];
+    let layout = Arc::new(Layout::new(parameters, 3).unwrap());
+    let numerics = numerics(&layout, 1.0);
+    let excess = [24.0, 0.0, -8.0, -16.0];
+    let gradients: Vec<Gradient> = layout
+        .blocks()
+        .iter()
+        .map(|block| match block.update {
+            Update::Balance { .. } => excess[block.offset - 4..][..block.len].to_vec(),
+            _ => vec![0.5; block.len],
+        })
+        .map(|values| Gradient::new(values, 1.0, 2))
+        .collect();
+    let reports: Vec<_> = (0..)
+        .zip(&gradients)
+        .map(|(block, gradient)| numerics.report(block, gradient))
+        .collect();
+    let decision = numerics.decide(Step(0), &reports);
+    assert_eq!(decision.gradient_norm, 0.5);
+    let applied = |decision: &Decision| -> Vec<BlockState> {
+        (0..)
+            .zip(&gradients)
+            .map(|(block, gradient)| {
+                let mut state = numerics.initial_state(1, block);
+                numerics.apply(block, Step(0), decision, gradient, &mut state);
+                state
+            })
+            .collect()
+    };
+    let states = applied(&decision);
+    let biases: Vec<f32> = states[2..]
+        .iter()
+        .flat_map(|state| state.parameters.as_slice().to_vec())
+        .collect();
+    assert_eq!(biases, [-rate, 0.0, rate, rate]);
+    let moments = |state: &BlockState| {
+        state
+            .first_moment
+            .as_slice()
+            .iter()
+            .all(|&value| value == 0.0)
+    };
+    assert!(!moments(&states[0]) && moments(&states[2]));
+    let skipped = Decision {
+        apply: false,
+        ..decision
+    };
+    assert_eq!(applied(&skipped)[2], numerics.initial_state(1, 2));
+}

@@ -167,10 +167,11 @@ impl<N: Numerics> Block<N> {
         }
     }
 
-    /// Adds a partial sum of the current step, that `worker` computed.
+    /// Adds a partial sum of the current step, that `worker` computed of this `block`.
     pub(super) fn add(
         &mut self,
         numerics: &N,
+        block: BlockId,
         worker: Member,
         range: SlotRange,
         gradient: N::Gradient,
@@ -198,7 +199,7 @@ impl<N: Numerics> Block<N> {
         }
         if let Some(sum) = replica.tree.complete() {
             entry.reduced = Some(Reduced {
-                report: numerics.report(sum),
+                report: numerics.report(block, sum),
                 gradient: sum.clone(),
                 testimonies: std::mem::take(&mut replica.testimonies),
                 from: None,

@@ -53,7 +53,7 @@ impl<N: Numerics> Shard<N> {
             let Early {
                 gradient, digests, ..
             } = partial;
-            let insertion = block.add(&self.numerics, from, range, gradient, &digests);
+            let insertion = block.add(&self.numerics, id, from, range, gradient, &digests);
             if insertion == Insertion::NotANode {
                 return;
             }
@@ -88,7 +88,7 @@ impl<N: Numerics> Shard<N> {
             && entry.reduced.is_none()
         {
             entry.reduced = Some(Reduced {
-                report: numerics.report(&gradient),
+                report: numerics.report(id, &gradient),
                 gradient,
                 testimonies,
                 from: Some(from),
@@ -277,7 +277,7 @@ impl<N: Numerics> Shard<N> {
                     let (worker, range) = (early.from, early.range);
                     let numerics = &self.numerics;
                     let insertion =
-                        block.add(numerics, worker, range, early.gradient, &early.digests);
+                        block.add(numerics, id, worker, range, early.gradient, &early.digests);
                     if insertion == Insertion::NotANode {
                         continue;
                     }

@@ -105,7 +105,10 @@ fn train(case: &Case) -> (Vec<f64>, f64) {
                 numerics.sum(of(&slots[0]), of(&slots[1]))
             })
             .collect();
-        let reports: Vec<_> = sums.iter().map(|sum| numerics.report(sum)).collect();
+        let reports: Vec<_> = (0..)
+            .zip(&sums)
+            .map(|(block, sum)| numerics.report(block, sum))
+            .collect();
         let decision = numerics.decide(Step(step), &reports);
         for (block, (state, sum)) in states.iter_mut().zip(&sums).enumerate() {
             numerics.apply(block as u32, Step(step), &decision, sum, state);
