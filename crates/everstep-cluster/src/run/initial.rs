@@ -97,7 +97,7 @@ pub(super) fn resolve(
                 error.allowed,
                 source.display()
             );
-            wrong(error.field, reason)
+            wrong(&error.field, reason)
         })?;
     let digest = folder
         .digest()

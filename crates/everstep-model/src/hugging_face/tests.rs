@@ -13,7 +13,7 @@ fn small(architecture: Architecture) -> ModelConfig {
     let is_deepseek = architecture == Architecture::DeepseekV3;
     ModelConfig {
         vocab_size: 11,
-        mla: is_deepseek.then(|| LatentConfig {
+        mla: is_deepseek.then_some(LatentConfig {
             q_lora_rank: None,
             kv_lora_rank: 6,
             qk_nope_head_dim: 4,

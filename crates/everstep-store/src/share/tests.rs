@@ -17,7 +17,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{BlockState, Commit, CopyProgress, Digest, Retention, RunIdentity};
+use crate::{BlockState, Commit, CopyProgress, Retention, RunIdentity};
 
 const NUM_BLOCKS: u32 = 4;
 const RACES: u64 = 400;
