@@ -8,7 +8,16 @@ const KILLS: u64 = 20;
 
 #[test]
 fn twenty_random_kills_change_no_bit() {
-    let bench = Workbench::new();
+    random_kills_change_no_bit(&Workbench::new());
+}
+
+/// Routing decides by bits of float32, and its biases are state that only the shards have.
+#[test]
+fn twenty_random_kills_of_a_run_with_experts_change_no_bit() {
+    random_kills_change_no_bit(&Workbench::of_experts());
+}
+
+fn random_kills_change_no_bit(bench: &Workbench) {
     bench.train_to_the_end("laptop", None);
     let undisturbed = bench.digest("laptop", None);
     assert_eq!(undisturbed["step"], STEPS);
@@ -35,7 +44,7 @@ fn twenty_random_kills_change_no_bit() {
             }
         }
     }
-    running.finish(&bench, "killed");
+    running.finish(bench, "killed");
     assert_eq!(killed, KILLS, "the run ended before all kills had happened");
     assert!(killed_shards > 0);
     // The agent saw each of them, and each came back or the run was over first.
@@ -58,9 +67,18 @@ fn twenty_random_kills_change_no_bit() {
 
 #[test]
 fn numbers_of_workers_and_shards_change_no_bit() {
-    let bench = Workbench::new();
+    let every = [(1, 1, 1), (2, 2, 1), (4, 3, 2)];
+    numbers_change_no_bit(&Workbench::new(), &every);
+}
+
+#[test]
+fn numbers_of_workers_and_shards_change_no_bit_with_experts() {
+    numbers_change_no_bit(&Workbench::of_experts(), &[(2, 2, 1), (4, 3, 2)]);
+}
+
+fn numbers_change_no_bit(bench: &Workbench, clusters: &[(u32, u32, u32)]) {
     bench.train_to_the_end("laptop", None);
-    for (workers, shards, replication) in [(1, 1, 1), (2, 2, 1), (4, 3, 2)] {
+    for &(workers, shards, replication) in clusters {
         let run_dir = format!("cluster-{workers}-{shards}-{replication}");
         let topology = bench.cluster(workers, shards, replication);
         bench.train_to_the_end(&run_dir, Some(&topology));

@@ -59,6 +59,45 @@ pub(crate) const STEPS: u64 = 200;
 impl Workbench {
     /// A small but real run: byte-level text, two layers, eight slots, an optimizer step every few milliseconds.
     pub(crate) fn new() -> Self {
+        Self::with_model(
+            r#"
+architecture = "llama"
+layers = 2
+heads = 4
+kv_heads = 2
+width = 32
+context = 32
+"#,
+        )
+    }
+
+    /// The same with latent attention and experts whose biases move.
+    pub(crate) fn of_experts() -> Self {
+        Self::with_model(
+            r#"
+architecture = "deepseek_v3"
+layers = 2
+heads = 4
+width = 32
+context = 32
+[model.mla]
+q_lora_rank = 16
+kv_lora_rank = 16
+qk_nope_head_dim = 8
+qk_rope_head_dim = 4
+v_head_dim = 8
+[model.moe]
+experts = 8
+experts_per_token = 2
+ffn_width = 16
+groups = 4
+groups_per_token = 2
+balance_rate = 0.01
+"#,
+        )
+    }
+
+    fn with_model(model: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let text: String = (0..4000)
             .map(|line| format!("line {line}: {} steps are not lost\n", line * line % 977))
@@ -77,13 +116,7 @@ train = ["corpus.txt"]
 kind = "byte"
 
 [model]
-architecture = "llama"
-layers = 2
-heads = 4
-kv_heads = 2
-width = 32
-context = 32
-
+{model}
 [batch]
 slots = 8
 rows = 16

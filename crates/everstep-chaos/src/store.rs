@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use everstep_protocol::random::Stream;
-use everstep_store::{Digest, RunStore};
+use everstep_store::RunStore;
 use object_store::ObjectStoreExt as _;
 use url::Url;
 
@@ -192,7 +192,7 @@ async fn damage_newest(
     let path = object_store::path::Path::from(object.key.as_str());
     let before = objects.get(&path).await.map_err(refused)?.bytes().await;
     let before = before.map_err(refused)?;
-    if Digest::of(&before) != object.blake3 || before.is_empty() {
+    if !object.is_intact(&before) {
         return Err(format!("{} is damaged already", object.key));
     }
     match how {

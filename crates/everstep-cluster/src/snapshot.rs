@@ -74,6 +74,13 @@ impl BlockSource for SnapshotBlock {
         }
     }
 
+    fn memory(&self, part: Part) -> Option<&[u8]> {
+        match &self.values {
+            Values::Memory(parts) => Some(parts[index(part)].as_bytes()),
+            Values::File { .. } => None,
+        }
+    }
+
     fn extra(&self) -> &str {
         &self.extra
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::ops::Range;
 
-use crate::digest::{Digest, HASH_BYTES, extend_le};
+use crate::digest::{self, Digest, HASH_BYTES, extend_le};
 use crate::manifest::BlockEntry;
 
 /// The tensors of a block, in the order in which they stand in an object.
@@ -19,9 +19,9 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Param, Self::M, Self::V];
+    pub(crate) const ALL: [Self; 3] = [Self::Param, Self::M, Self::V];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Param => "param",
             Self::M => "m",
@@ -46,6 +46,12 @@ pub trait BlockSource: Sync {
     /// # Errors
     /// Whatever keeps them from being read; the write ends with it.
     fn read(&self, part: Part, values: Range<usize>, bytes: &mut Vec<u8>) -> io::Result<()>;
+
+    /// All values of a part, if they are in memory as they will be written; it saves a copy.
+    fn memory(&self, part: Part) -> Option<&[u8]> {
+        let _ = part;
+        None
+    }
 
     /// [`BlockState::extra`].
     fn extra(&self) -> &str;
@@ -90,6 +96,10 @@ impl BlockSource for BlockState {
         Ok(())
     }
 
+    fn memory(&self, part: Part) -> Option<&[u8]> {
+        Some(bytemuck::cast_slice(self.part(part)))
+    }
+
     fn extra(&self) -> &str {
         &self.extra
     }
@@ -106,6 +116,7 @@ pub(crate) async fn entries<B: BlockSource>(blocks: &[&B]) -> io::Result<Vec<Blo
 
 async fn entry<B: BlockSource>(block: &B) -> io::Result<BlockEntry> {
     let (mut param, mut optimizer) = (blake3::Hasher::new(), blake3::Hasher::new());
+    let mut chunk = Vec::new();
     for part in Part::ALL {
         let hasher = match part {
             Part::Param => &mut param,
@@ -114,8 +125,12 @@ async fn entry<B: BlockSource>(block: &B) -> io::Result<BlockEntry> {
                 &mut optimizer
             }
         };
+        if let Some(bytes) = block.memory(part) {
+            digest::update(hasher, bytes).await;
+            continue;
+        }
         let mut cursor = Cursor::over(vec![(block, part)]);
-        while let Some(chunk) = cursor.next_chunk(HASH_BYTES)? {
+        while cursor.next_chunk(HASH_BYTES, &mut chunk)? {
             hasher.update(&chunk);
             tokio::task::yield_now().await;
         }
@@ -188,16 +203,13 @@ impl<'a, B: BlockSource> ObjectImage<'a, B> {
         }
     }
 
-    /// A digest that differs for any other object: of the header and of the digests of its blocks, which `entries` are. Unlike the digest of
-    /// the object itself it is known before the object has been read.
-    pub(crate) fn name_digest(&self, entries: &[BlockEntry]) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.header);
-        for entry in entries {
-            hasher.update(entry.param_digest.as_bytes());
-            hasher.update(entry.optimizer_digest.as_bytes());
-        }
-        hasher.finalize().into()
+    /// The object's digest, if `entries` are those of its blocks. It is known before the object has been read.
+    pub(crate) fn digest(&self, entries: &[BlockEntry]) -> Digest {
+        let digests: Vec<_> = entries
+            .iter()
+            .map(|entry| [entry.param_digest, entry.optimizer_digest])
+            .collect();
+        object_digest(&self.header, &digests)
     }
 
     /// Says in the entries of its blocks, in the same order, where they are.
@@ -208,6 +220,20 @@ impl<'a, B: BlockSource> ObjectImage<'a, B> {
             offset += 4 * (entry.param_len + entry.m_len + entry.v_len);
         }
     }
+}
+
+/// The digest of an object: BLAKE3 of its header and of the 32 raw bytes of both digests of each block, in the order of the bytes. So it says
+/// everything that the bytes say, and takes no second look at them.
+pub(crate) fn object_digest<'d>(
+    header: &[u8],
+    digests: impl IntoIterator<Item = &'d [Digest; 2]>,
+) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(header);
+    for digest in digests.into_iter().flatten() {
+        hasher.update(digest.as_bytes());
+    }
+    hasher.finalize().into()
 }
 
 /// Reads an [`ObjectImage`] from front to back.
@@ -229,9 +255,9 @@ impl<'a, B: BlockSource> Cursor<'a, B> {
         }
     }
 
-    /// The next `bytes` bytes (rounded up to whole values; at the end fewer), `None` after the last one.
-    pub(crate) fn next_chunk(&mut self, bytes: usize) -> io::Result<Option<Vec<u8>>> {
-        let mut chunk = Vec::new();
+    /// Replaces `chunk` by the next `bytes` bytes (rounded up to whole values; at the end fewer); false after the last one.
+    pub(crate) fn next_chunk(&mut self, bytes: usize, chunk: &mut Vec<u8>) -> io::Result<bool> {
+        chunk.clear();
         while chunk.len() < bytes {
             let room = bytes - chunk.len();
             if !self.header.is_empty() {
@@ -250,14 +276,14 @@ impl<'a, B: BlockSource> Cursor<'a, B> {
             }
             let count = room.div_ceil(4).min(rest);
             let end = chunk.len() + 4 * count;
-            block.read(part, self.value..self.value + count, &mut chunk)?;
+            block.read(part, self.value..self.value + count, chunk)?;
             if chunk.len() != end {
                 // What comes after it would stand at the wrong place.
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             self.value += count;
         }
-        Ok((!chunk.is_empty()).then_some(chunk))
+        Ok(!chunk.is_empty())
     }
 }
 
@@ -269,10 +295,11 @@ mod tests {
     use crate::digest::{from_le, optimizer_digest, param_digest};
 
     fn read_all(image: &ObjectImage<'_, BlockState>, chunk_bytes: usize) -> Vec<u8> {
-        let mut cursor = image.cursor();
-        std::iter::from_fn(|| cursor.next_chunk(chunk_bytes).unwrap())
-            .flatten()
-            .collect()
+        let (mut cursor, mut chunk, mut all) = (image.cursor(), Vec::new(), Vec::new());
+        while cursor.next_chunk(chunk_bytes, &mut chunk).unwrap() {
+            all.extend(&chunk);
+        }
+        all
     }
 
     #[test]
@@ -330,10 +357,10 @@ mod tests {
         assert_eq!(from_le(&bytes[start..end]), [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(entry.param_digest, param_digest(&block.param));
         assert_eq!(entry.optimizer_digest, optimizer_digest(&block.m, &block.v));
-        let name = image.name_digest(&entries);
+        let digest = image.digest(&entries);
         entries[0].optimizer_digest = entry.param_digest;
-        assert_ne!(image.name_digest(&entries), name);
+        assert_ne!(image.digest(&entries), digest);
         let other = ObjectImage::new(2, vec![&block]);
-        assert_ne!(other.name_digest(&entries), image.name_digest(&entries));
+        assert_ne!(other.digest(&entries), image.digest(&entries));
     }
 }

@@ -8,10 +8,10 @@ use object_store::path::Path;
 
 use crate::block::{BlockSource, ObjectImage, entries};
 use crate::error::{Damage, DamageReason, StoreError, io};
+use crate::local;
 use crate::manifest::{BlockEntry, CheckpointManifest, CheckpointObject, folder, manifest_key};
 use crate::run_store::{RunStore, check_name};
 use crate::upload::upload;
-use crate::verify::Depth;
 
 /// Objects looked at in parallel before a commit.
 const HEADS_IN_FLIGHT_MAX: usize = 16;
@@ -67,18 +67,26 @@ impl RunStore {
         let id = |entry: Option<&BlockEntry>| entry.map_or(0, |entry| entry.block);
         let range = format!("{:06}-{:06}", id(entries.first()), id(entries.last()));
         let image = ObjectImage::new(step, blocks);
+        let blake3 = image.digest(&entries);
         let key = format!(
             "{}/blocks-{range}-{writer_name}-{:.16}.st",
             folder(step),
-            image.name_digest(&entries).to_string()
+            blake3.to_string()
         );
         image.place(&mut entries);
         if let Some(near) = &self.near {
             near.write(step, &key, &image).await;
         }
-        let blake3 = upload(&self.backend.bulk, &Path::from(key.as_str()), &image)
-            .await
-            .map_err(io("write", &key))?;
+        let written = match &self.backend.folder {
+            Some(folder) => local::write(folder, &key, &image).await.map_err(|error| {
+                object_store::Error::Generic {
+                    store: "file",
+                    source: error.into(),
+                }
+            }),
+            None => upload(&self.backend.bulk, &Path::from(key.as_str()), &image).await,
+        };
+        written.map_err(io("write", &key))?;
         Ok(CheckpointObject {
             key,
             bytes: image.len(),
@@ -154,7 +162,7 @@ impl RunStore {
         }
         self.same_bits(manifest, &there)?;
         // The run has come here a second time, perhaps because what is there is damaged.
-        let damage = self.verify_objects(&there, Depth::Objects).await?;
+        let damage = self.verify_objects(&there).await?;
         if damage.is_empty() {
             self.lift_checkpoint(step).await?;
             return Ok(Commit::AlreadyCommitted);

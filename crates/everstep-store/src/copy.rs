@@ -7,13 +7,12 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
+use crate::check::ObjectCheck;
 use crate::error::{Damage, DamageReason, StoreError, io};
 use crate::manifest::{CheckpointManifest, CheckpointObject};
 use crate::run_store::RunStore;
 use crate::upload::{PART_BYTES, PartUpload};
-use crate::verify::{
-    CHUNK_BYTES, CHUNKS_IN_FLIGHT_MAX, Depth, OBJECTS_IN_FLIGHT_MAX, ObjectCheck, chunks,
-};
+use crate::verify::{CHUNK_BYTES, CHUNKS_IN_FLIGHT_MAX, OBJECTS_IN_FLIGHT_MAX, chunks};
 
 /// Parts of one object on their way. An object has two chunks, one part that fills and these in memory: 32 MiB, four of them 128 MiB.
 const PARTS_IN_FLIGHT_MAX: usize = 2;
@@ -147,7 +146,7 @@ impl RunStore {
         match to.load_manifest(step).await {
             Ok(there) => {
                 to.same_bits(manifest, &there)?;
-                if to.verify_objects(&there, Depth::Objects).await?.is_empty() {
+                if to.verify_objects(&there).await?.is_empty() {
                     report.there.push(step);
                     return Ok(true);
                 }
@@ -203,7 +202,7 @@ impl RunStore {
         object: &CheckpointObject,
         progress: &CopyProgress,
     ) -> Result<Outcome, StoreError> {
-        let there = to.verify_object(object, Depth::Objects, &mut None).await?;
+        let there = to.verify_object(object, &mut None).await?;
         if there.is_none() {
             progress.add(object.bytes);
             return Ok(Outcome::WasThere);
@@ -215,7 +214,7 @@ impl RunStore {
                 reason,
             }));
         }
-        match to.verify_object(object, Depth::Objects, &mut None).await? {
+        match to.verify_object(object, &mut None).await? {
             None => Ok(Outcome::Sent(object.bytes)),
             Some(reason) => Err(StoreError::NotWritable {
                 url: to.url().to_owned(),
@@ -240,7 +239,7 @@ impl RunStore {
             Err(error) => return Err(error),
         }
         let key = Path::from(object.key.as_str());
-        let mut check = ObjectCheck::new(object, Depth::Blocks);
+        let mut check = ObjectCheck::new(object);
         let mut chunks = std::pin::pin!(chunks(
             self.bulk(),
             object,

@@ -24,6 +24,7 @@
 
 mod backend;
 mod block;
+mod check;
 mod checkpoint;
 mod copy;
 mod damaged;
@@ -35,6 +36,7 @@ mod identity;
 mod lease;
 mod ledger;
 mod listing;
+mod local;
 mod manifest;
 mod near;
 mod pins;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::check::ObjectCheck;
 use crate::digest::{Digest, combine};
 use crate::error::StoreError;
 use crate::identity::RunIdentity;
@@ -12,10 +13,8 @@ use crate::sealed::{self, Unreadable};
 /// Key of [`CheckpointManifest::metadata`] under which the mean loss of this version's evaluation stands, in decimal.
 pub const EVALUATION_LOSS: &str = "evaluation_loss";
 
-/// A manifest all of whose objects lie in its own folder: what the first programs wrote and read.
-const VERSION_OWN: u32 = 1;
-/// A manifest that shares objects with older checkpoints.
-const VERSION_SHARED: u32 = 2;
+/// Before it, the digest of an object was that of its bytes.
+const VERSION: u32 = 3;
 
 /// One block inside an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,10 +58,19 @@ pub struct CheckpointObject {
     pub key: String,
     /// Its size.
     pub bytes: u64,
-    /// The digest of the whole object.
+    /// BLAKE3 of its header and of the two digests of each of its blocks, 32 raw bytes each, in the order in which they stand in it.
     pub blake3: Digest,
     /// What is taken from it, ascending by block; it may hold more.
     pub blocks: Vec<BlockEntry>,
+}
+
+impl CheckpointObject {
+    /// Whether `bytes` are all of the object.
+    pub fn is_intact(&self, bytes: &[u8]) -> bool {
+        let mut check = ObjectCheck::new(self);
+        check.update(bytes);
+        bytes.len() as u64 == self.bytes && check.finish().is_none()
+    }
 }
 
 /// The digests of a whole checkpoint.
@@ -126,20 +134,12 @@ impl CheckpointManifest {
 
     /// The digest of this manifest, for ledgers and logs; `MANIFEST.json` carries it as `blake3`.
     pub fn manifest_digest(&self) -> Digest {
-        sealed::digest_in(self.version(), self)
-    }
-
-    /// The version in which it is written: the oldest that can say it.
-    fn version(&self) -> u32 {
-        match self.shared_objects().next() {
-            None => VERSION_OWN,
-            Some(_) => VERSION_SHARED,
-        }
+        sealed::digest_in(VERSION, self)
     }
 
     /// `MANIFEST.json`.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        sealed::seal_in(self.version(), self)
+        sealed::seal_in(VERSION, self)
     }
 
     /// The objects that were written for older checkpoints.
@@ -168,12 +168,12 @@ impl CheckpointManifest {
 
     /// Reads `MANIFEST.json` of `step` and checks that it makes sense.
     pub(crate) fn decode(step: u64, bytes: &[u8]) -> Result<Self, Unreadable> {
-        let (version, manifest) = sealed::unseal_to::<Self>(VERSION_SHARED, bytes)?;
-        manifest.check(step).map_err(Unreadable::Damaged)?;
-        if version != manifest.version() {
-            let reason = format!("version {version} is not that of what it says");
+        let (version, manifest) = sealed::unseal_to::<Self>(VERSION, bytes)?;
+        if version != VERSION {
+            let reason = format!("version {version} is not read any more; allowed: {VERSION}");
             return Err(Unreadable::Damaged(reason));
         }
+        manifest.check(step).map_err(Unreadable::Damaged)?;
         Ok(manifest)
     }
 

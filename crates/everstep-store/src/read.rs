@@ -1,28 +1,32 @@
 //! Reading checkpoints. Every byte that comes out has been compared with a digest.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::ops::Range;
+use std::sync::mpsc;
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
-use tokio::sync::OnceCell;
 
 use crate::block::BlockState;
 use crate::digest::{from_le, optimizer_digest, param_digest};
 use crate::error::{Damage, DamageReason, StoreError, io};
+use crate::local;
 use crate::manifest::{
     BlockEntry, CheckpointDigest, CheckpointManifest, CheckpointObject, manifest_key,
 };
 use crate::run_store::RunStore;
 use crate::sealed::Unreadable;
-use crate::verify::Depth;
 
 /// Bytes asked for at once while loading.
 const BATCH_BYTES: u64 = 8 << 20;
 
 /// Batches on their way or being verified; bounds what is held beside the result.
 const BATCHES_IN_FLIGHT_MAX: usize = 4;
+
+/// Blocks that wait to be verified.
+const READ_AHEAD_BLOCKS: usize = 2;
 
 /// What [`RunStore::latest_intact`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,23 +170,31 @@ impl RunStore {
         let mut loaded: BTreeMap<u32, BlockState> = BTreeMap::new();
         let mut num_near = 0;
         for object in &manifest.objects {
-            let wanted: Vec<&BlockEntry> = object
-                .blocks
-                .iter()
-                .filter(|entry| wanted_blocks.contains(&entry.block))
-                .collect();
+            let wanted = object.blocks.iter();
+            let wanted = wanted.filter(|entry| wanted_blocks.contains(&entry.block));
+            let mut wanted: Vec<BlockEntry> = wanted.cloned().collect();
+            if let Some(near) = self.near.clone() {
+                let key = object.key.clone();
+                let found = load_file(move || near.open(&key), &mut wanted).await;
+                num_near += found.len();
+                loaded.extend(found);
+            }
+            if let Some(folder) = &self.backend.folder {
+                // What is wrong with it, the store says in the words that it has for all stores.
+                let path = folder.join(&object.key);
+                loaded.extend(load_file(move || File::open(path).ok(), &mut wanted).await);
+            }
             if wanted.is_empty() {
                 continue;
             }
-            let is_checked = OnceCell::new();
+            self.check_size(step, object).await?;
             let loads: Vec<_> = batches(&wanted)
                 .into_iter()
-                .map(|batch| self.load_batch(step, object, batch, &is_checked).boxed())
+                .map(|batch| self.load_batch(step, object, batch).boxed())
                 .collect();
             let mut loads = futures::stream::iter(loads).buffer_unordered(BATCHES_IN_FLIGHT_MAX);
-            while let Some((states, is_near)) = loads.try_next().await? {
-                num_near += if is_near { states.len() } else { 0 };
-                loaded.extend(states.into_iter().map(|state| (state.block, state)));
+            while let Some(states) = loads.try_next().await? {
+                loaded.extend(by_block(states));
             }
         }
         let mut states: Vec<BlockState> = Vec::with_capacity(blocks.len());
@@ -199,47 +211,36 @@ impl RunStore {
         Ok(Loaded { states, num_near })
     }
 
-    /// A batch, and whether it is this node's copy.
     async fn load_batch(
         &self,
         step: u64,
         object: &CheckpointObject,
-        entries: &[&BlockEntry],
-        is_checked: &OnceCell<()>,
-    ) -> Result<(Vec<BlockState>, bool), StoreError> {
-        if let Some(states) = self.load_near(step, object, entries).await {
-            return Ok((states, true));
-        }
-        is_checked
-            .get_or_try_init(|| self.check_size(step, object))
-            .await?;
+        entries: &[BlockEntry],
+    ) -> Result<Vec<BlockState>, StoreError> {
         let path = Path::from(object.key.as_str());
         let bytes = self
             .bulk()
             .get_ranges(&path, &ranges(entries))
             .await
             .map_err(io("read", &object.key))?;
-        Ok((verified(step, object, entries, bytes).await?, false))
-    }
-
-    /// A batch as this node has it; `None` if it does not have it, or not right.
-    async fn load_near(
-        &self,
-        step: u64,
-        object: &CheckpointObject,
-        entries: &[&BlockEntry],
-    ) -> Option<Vec<BlockState>> {
-        let near = self.near.clone()?;
-        let (key, ranges) = (object.key.clone(), ranges(entries));
-        let read = tokio::task::spawn_blocking(move || near.read(&key, &ranges));
-        let bytes = read.await.ok()??;
-        match verified(step, object, entries, bytes).await {
-            Ok(states) => Some(states),
-            Err(error) => {
-                tracing::warn!(%error, "this node's copy is damaged; reading the store's");
-                None
+        let entries = entries.to_vec();
+        // Beside the batches that are still on their way.
+        let verified = tokio::task::spawn_blocking(move || {
+            let blocks = entries.iter().zip(&bytes);
+            blocks
+                .map(|(entry, bytes)| verify(entry, decode(entry, bytes)))
+                .collect()
+        });
+        let verified: Result<_, DamageReason> = verified.await.expect("hashing does not panic");
+        verified.map_err(|reason| {
+            let object = object.key.clone();
+            Damage {
+                step,
+                object,
+                reason,
             }
-        }
+            .into()
+        })
     }
 
     /// The newest committed checkpoint whose objects all exist and verify, and what is damaged in newer ones.
@@ -276,9 +277,9 @@ impl RunStore {
                 }
                 Err(error) => return Err(error),
             };
-            let mut found = self.verify_objects(&manifest, Depth::Objects).await?;
+            let mut found = self.verify_objects(&manifest).await?;
             if !found.is_empty() {
-                found = self.verify_objects(&manifest, Depth::Objects).await?;
+                found = self.verify_objects(&manifest).await?;
             }
             if found.is_empty() {
                 return Ok(LatestIntact {
@@ -295,39 +296,59 @@ impl RunStore {
     }
 }
 
-fn ranges(entries: &[&BlockEntry]) -> Vec<Range<u64>> {
+fn ranges(entries: &[BlockEntry]) -> Vec<Range<u64>> {
     entries
         .iter()
         .map(|entry| entry.offset..entry.end().unwrap_or(entry.offset))
         .collect()
 }
 
-/// The blocks that `bytes` are, compared with their digests on another thread.
-async fn verified(
-    step: u64,
-    object: &CheckpointObject,
-    entries: &[&BlockEntry],
-    bytes: Vec<Bytes>,
-) -> Result<Vec<BlockState>, StoreError> {
-    let entries: Vec<BlockEntry> = entries.iter().copied().cloned().collect();
-    let decoded = tokio::task::spawn_blocking(move || {
-        let blocks = entries.iter().zip(&bytes);
-        blocks.map(|(entry, bytes)| decode(entry, bytes)).collect()
+/// The blocks of a file of this machine that are what their digests say; they are taken from `wanted`.
+///
+/// One thread reads, from front to back: so a disk reads ahead, and several would only wait for fresh memory. Another one verifies.
+async fn load_file(
+    open: impl FnOnce() -> Option<File> + Send + 'static,
+    wanted: &mut Vec<BlockEntry>,
+) -> BTreeMap<u32, BlockState> {
+    let entries = wanted.clone();
+    let load = tokio::task::spawn_blocking(move || {
+        let Some(file) = open() else {
+            return Vec::new();
+        };
+        let verified = |(entry, state): (&BlockEntry, BlockState)| {
+            let verified = verify(entry, state).inspect_err(|reason| {
+                let block = entry.block;
+                tracing::warn!(%reason, block, "a copy on this machine is damaged; asking the store");
+            });
+            verified.ok()
+        };
+        let (read, states) = mpsc::sync_channel(READ_AHEAD_BLOCKS);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for entry in &entries {
+                    if let Ok(state) = local::read_block(&file, entry) {
+                        let _ = read.send((entry, state));
+                    }
+                }
+                drop(read);
+            });
+            states.into_iter().filter_map(verified).collect()
+        })
     });
-    let decoded: Result<_, DamageReason> = decoded.await.expect("hashing does not panic");
-    decoded.map_err(|reason| {
-        let object = object.key.clone();
-        Damage {
-            step,
-            object,
-            reason,
-        }
-        .into()
-    })
+    let found = by_block(load.await.expect("reading a file does not panic"));
+    wanted.retain(|entry| !found.contains_key(&entry.block));
+    found
+}
+
+fn by_block(states: Vec<BlockState>) -> BTreeMap<u32, BlockState> {
+    states
+        .into_iter()
+        .map(|state| (state.block, state))
+        .collect()
 }
 
 /// Splits entries so that one request asks for a bounded number of bytes (or for one block).
-fn batches<'a, 'e>(entries: &'a [&'e BlockEntry]) -> Vec<&'a [&'e BlockEntry]> {
+fn batches(entries: &[BlockEntry]) -> Vec<&[BlockEntry]> {
     let mut batches = Vec::new();
     let (mut start, mut bytes) = (0, 0u64);
     for (at, entry) in entries.iter().enumerate() {
@@ -345,19 +366,23 @@ fn batches<'a, 'e>(entries: &'a [&'e BlockEntry]) -> Vec<&'a [&'e BlockEntry]> {
 }
 
 /// Missing bytes give shorter vectors, which the digests then refuse.
-fn decode(entry: &BlockEntry, bytes: &Bytes) -> Result<BlockState, DamageReason> {
+fn decode(entry: &BlockEntry, bytes: &Bytes) -> BlockState {
     let (param_end, m_end) = (
         4 * entry.param_len as usize,
         4 * (entry.param_len + entry.m_len) as usize,
     );
     let part = |from: usize, to: usize| from_le(&bytes[from.min(bytes.len())..to.min(bytes.len())]);
-    let state = BlockState {
+    BlockState {
         block: entry.block,
         param: part(0, param_end),
         m: part(param_end, m_end),
         v: part(m_end, bytes.len()),
         extra: entry.extra.clone(),
-    };
+    }
+}
+
+/// The block, if it is what its digests say.
+fn verify(entry: &BlockEntry, state: BlockState) -> Result<BlockState, DamageReason> {
     for (part, expected, found) in [
         ("parameters", entry.param_digest, param_digest(&state.param)),
         (

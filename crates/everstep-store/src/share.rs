@@ -15,7 +15,6 @@ use crate::checkpoint::{ascending, unread};
 use crate::error::{Damage, DamageReason, ErrorKind, StoreError};
 use crate::manifest::{BlockEntry, CheckpointManifest, CheckpointObject};
 use crate::run_store::RunStore;
-use crate::verify::Depth;
 
 /// Manifests that are tried, from the newest on, before everything is written.
 const BASES_MAX: usize = 3;
@@ -221,9 +220,7 @@ impl RunStore {
     ) -> Result<(), StoreError> {
         let objects: Vec<&CheckpointObject> = objects.collect();
         for object in objects {
-            let checked = self
-                .verify_object(object, Depth::Objects, &mut None)
-                .await?;
+            let checked = self.verify_object(object, &mut None).await?;
             if let Some(reason) = checked {
                 return Err(Damage {
                     step,

@@ -1,8 +1,9 @@
 //! Uploads with bounded memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use object_store::path::Path;
@@ -10,7 +11,6 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, UploadPart};
 use tokio::runtime::Handle;
 
 use crate::block::{BlockSource, ObjectImage};
-use crate::digest::{self, Digest};
 
 /// Size of a part, and of the biggest object that is sent in one request.
 pub(crate) const PART_BYTES: u64 = 8 << 20;
@@ -25,34 +25,36 @@ const PARTS_IN_FLIGHT_MAX: usize = 4;
 const ABORT_ATTEMPTS: u32 = 20;
 const ABORT_PAUSE: Duration = Duration::from_secs(10);
 
-/// Writes the object, which appears in the store only when it is complete, and gives its digest.
+/// Writes the object; it appears in the store only when it is complete.
 ///
 /// A dropped upload leaves no object; its parts are removed in the background.
 pub(crate) async fn upload<B: BlockSource>(
     store: &Arc<dyn ObjectStore>,
     key: &Path,
     image: &ObjectImage<'_, B>,
-) -> object_store::Result<Digest> {
-    let mut cursor = image.cursor();
-    let mut hasher = blake3::Hasher::new();
+) -> object_store::Result<()> {
+    let (mut cursor, buffers) = (image.cursor(), Buffers::default());
     let unread = |error: std::io::Error| object_store::Error::Generic {
         store: "block",
         source: error.into(),
     };
     if image.len() <= PART_BYTES {
-        let bytes = cursor.next_chunk(PART_BYTES as usize).map_err(unread)?;
-        let bytes = bytes.unwrap_or_default();
-        digest::update(&mut hasher, &bytes).await;
-        store.put(key, bytes.into()).await?;
-        return Ok(hasher.finalize().into());
+        let mut bytes = Vec::new();
+        cursor
+            .next_chunk(PART_BYTES as usize, &mut bytes)
+            .map_err(unread)?;
+        return store.put(key, bytes.into()).await.map(drop);
     }
     let mut upload = PartUpload::begin(store, key, image.len(), PARTS_IN_FLIGHT_MAX).await?;
-    while let Some(part) = cursor.next_chunk(upload.part_bytes).map_err(unread)? {
-        digest::update(&mut hasher, &part).await;
-        upload.push(part).await?;
+    let mut part = buffers.take();
+    while cursor
+        .next_chunk(upload.part_bytes, &mut part)
+        .map_err(unread)?
+    {
+        upload.send(buffers.lend(part)).await?;
+        part = buffers.take();
     }
-    upload.complete().await?;
-    Ok(hasher.finalize().into())
+    upload.complete().await
 }
 
 /// A multipart upload. Dropped before it is complete, it leaves no object; its parts are removed in the background.
@@ -96,12 +98,13 @@ impl PartUpload {
         while self.pending.len() >= self.part_bytes {
             let rest = self.pending.split_off(self.part_bytes);
             let part = std::mem::replace(&mut self.pending, rest);
-            self.send(part).await?;
+            self.send(part.into()).await?;
         }
         Ok(())
     }
 
-    async fn send(&mut self, part: Vec<u8>) -> object_store::Result<()> {
+    /// Sends a part, after those that were pushed; all but the last have the size of a part.
+    async fn send(&mut self, part: Bytes) -> object_store::Result<()> {
         if self.parts.len() >= self.in_flight_max {
             self.parts.next().await.transpose()?;
         }
@@ -115,7 +118,7 @@ impl PartUpload {
     pub(crate) async fn complete(mut self) -> object_store::Result<()> {
         let rest = std::mem::take(&mut self.pending);
         if !rest.is_empty() {
-            self.send(rest).await?;
+            self.send(rest.into()).await?;
         }
         while self.parts.next().await.transpose()?.is_some() {}
         if let Some(upload) = &mut self.guard.upload {
@@ -123,6 +126,47 @@ impl PartUpload {
         }
         self.guard.upload = None;
         Ok(())
+    }
+}
+
+/// Memory of parts that is used again: fresh memory costs the system more than all that is done with it here.
+#[derive(Clone, Default)]
+pub(crate) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Buffers {
+    fn all(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn take(&self) -> Vec<u8> {
+        self.all().pop().unwrap_or_default()
+    }
+
+    pub(crate) fn give(&self, buffer: Vec<u8>) {
+        self.all().push(buffer);
+    }
+
+    /// Bytes whose memory comes back when the last of them is dropped.
+    fn lend(&self, bytes: Vec<u8>) -> Bytes {
+        let home = self.clone();
+        Bytes::from_owner(Lent { bytes, home })
+    }
+}
+
+struct Lent {
+    bytes: Vec<u8>,
+    home: Buffers,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.home.give(std::mem::take(&mut self.bytes));
     }
 }
 

@@ -9,9 +9,10 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::time::Instant;
 
-use crate::digest::{Digest, HASH_BYTES};
+use crate::check::ObjectCheck;
+use crate::digest::HASH_BYTES;
 use crate::error::{Damage, DamageReason, StoreError, io};
-use crate::manifest::{BlockEntry, CheckpointManifest, CheckpointObject, manifest_key};
+use crate::manifest::{CheckpointManifest, CheckpointObject, manifest_key};
 use crate::run_store::RunStore;
 
 /// Bytes asked for at once: a request for more might not end within its time on a slow line.
@@ -25,15 +26,6 @@ pub(crate) const OBJECTS_IN_FLIGHT_MAX: usize = 4;
 
 /// Bytes of a scrub between two looks at the clock.
 const SCRUB_CHUNK_BYTES: u64 = 256 << 10;
-
-/// How closely to look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Depth {
-    /// The digests of objects; those of blocks are compared when blocks are loaded.
-    Objects,
-    /// Those of blocks as well, which says what is lost.
-    Blocks,
-}
 
 /// What [`RunStore::scrub`] saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,7 +49,7 @@ impl RunStore {
     /// [`StoreError::Io`]: a store that does not answer is not taken for damage.
     pub async fn verify(&self, step: u64) -> Result<Vec<Damage>, StoreError> {
         match self.load_manifest(step).await {
-            Ok(manifest) => self.verify_objects(&manifest, Depth::Blocks).await,
+            Ok(manifest) => self.verify_objects(&manifest).await,
             Err(StoreError::Damaged(damage)) => Ok(vec![*damage]),
             Err(error @ StoreError::NoCheckpoint { .. }) => {
                 let steps = self.listed_steps().await?;
@@ -109,7 +101,7 @@ impl RunStore {
         for object in &manifest.objects {
             let mut reason = None;
             for _ in 0..2 {
-                let read = self.verify_object(object, Depth::Blocks, &mut pace).await?;
+                let read = self.verify_object(object, &mut pace).await?;
                 reason = read;
                 if reason.is_none() {
                     break;
@@ -128,13 +120,12 @@ impl RunStore {
     pub(crate) async fn verify_objects(
         &self,
         manifest: &CheckpointManifest,
-        depth: Depth,
     ) -> Result<Vec<Damage>, StoreError> {
         // Boxed and collected, so that the future of this method is `Send` for every lifetime of the manifest.
         let checks: Vec<_> = manifest
             .objects
             .iter()
-            .map(|object| async move { self.verify_object(object, depth, &mut None).await }.boxed())
+            .map(|object| async move { self.verify_object(object, &mut None).await }.boxed())
             .collect();
         let reasons: Vec<Option<DamageReason>> = futures::stream::iter(checks)
             .buffered(OBJECTS_IN_FLIGHT_MAX)
@@ -158,7 +149,6 @@ impl RunStore {
     pub(crate) async fn verify_object(
         &self,
         object: &CheckpointObject,
-        depth: Depth,
         pace: &mut Option<Pace>,
     ) -> Result<Option<DamageReason>, StoreError> {
         // The step does not matter here: the damage's reason is all that is taken.
@@ -167,7 +157,7 @@ impl RunStore {
             Err(StoreError::Damaged(damage)) => return Ok(Some(damage.reason)),
             Err(error) => return Err(error),
         }
-        let mut checks = ObjectCheck::new(object, depth);
+        let mut checks = ObjectCheck::new(object);
         let (chunk_bytes, in_flight) = match pace {
             Some(_) => (SCRUB_CHUNK_BYTES, 1),
             None => (CHUNK_BYTES, CHUNKS_IN_FLIGHT_MAX),
@@ -211,131 +201,6 @@ pub(crate) fn chunks<'a>(
         async move { store.get_range(&path, range).await }.boxed()
     };
     futures::stream::iter(ranges).map(read).buffered(in_flight)
-}
-
-/// Compares what streams by with an object's digests.
-pub(crate) struct ObjectCheck<'a> {
-    object: &'a CheckpointObject,
-    whole: blake3::Hasher,
-    /// By offset.
-    blocks: Vec<BlockCheck<'a>>,
-    /// The first block that is not over yet.
-    first: usize,
-    at: u64,
-}
-
-impl<'a> ObjectCheck<'a> {
-    pub(crate) fn new(object: &'a CheckpointObject, depth: Depth) -> Self {
-        let entries: &[BlockEntry] = match depth {
-            Depth::Objects => &[],
-            Depth::Blocks => &object.blocks,
-        };
-        let mut blocks: Vec<BlockCheck<'a>> = entries.iter().map(BlockCheck::new).collect();
-        blocks.sort_by_key(|check| check.entry.offset);
-        Self {
-            object,
-            whole: blake3::Hasher::new(),
-            blocks,
-            first: 0,
-            at: 0,
-        }
-    }
-
-    /// Takes the next bytes.
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
-        self.whole.update(bytes);
-        let end = self.at + bytes.len() as u64;
-        for check in &mut self.blocks[self.first..] {
-            if check.entry.offset >= end {
-                break;
-            }
-            check.update(self.at, bytes);
-        }
-        self.at = end;
-        let over = |check: &&BlockCheck<'_>| check.end() <= end;
-        self.first += self.blocks[self.first..].iter().take_while(over).count();
-    }
-
-    /// What is wrong with all of them.
-    pub(crate) fn finish(self) -> Option<DamageReason> {
-        let found = Digest::from(self.whole.finalize());
-        let expected = self.object.blake3;
-        let mut damaged: Vec<(u32, DamageReason)> = self
-            .blocks
-            .into_iter()
-            .filter_map(|check| Some((check.entry.block, check.finish()?)))
-            .collect();
-        damaged.sort_by_key(|(block, _)| *block);
-        if found != expected {
-            return Some(DamageReason::Digest {
-                expected,
-                found,
-                blocks: damaged.into_iter().map(|(block, _)| block).collect(),
-            });
-        }
-        damaged.into_iter().next().map(|(_, reason)| reason)
-    }
-}
-
-struct BlockCheck<'a> {
-    entry: &'a BlockEntry,
-    param: blake3::Hasher,
-    optimizer: blake3::Hasher,
-}
-
-impl<'a> BlockCheck<'a> {
-    fn new(entry: &'a BlockEntry) -> Self {
-        let mut check = Self {
-            entry,
-            param: blake3::Hasher::new(),
-            optimizer: blake3::Hasher::new(),
-        };
-        check.optimizer.update(&entry.m_len.to_le_bytes());
-        if entry.m_len == 0 {
-            check.optimizer.update(&entry.v_len.to_le_bytes());
-        }
-        check
-    }
-
-    fn end(&self) -> u64 {
-        self.entry.end().unwrap_or(self.entry.offset)
-    }
-
-    /// Takes its share of `bytes`, which stand at `at` in the object.
-    fn update(&mut self, at: u64, bytes: &[u8]) {
-        let part = |from: u64, to: u64| {
-            let end = at + bytes.len() as u64;
-            let (from, to) = (from.clamp(at, end), to.clamp(at, end));
-            &bytes[(from - at) as usize..(to - at) as usize]
-        };
-        let m_start = self.entry.offset + 4 * self.entry.param_len;
-        let v_start = m_start + 4 * self.entry.m_len;
-        self.param.update(part(self.entry.offset, m_start));
-        self.optimizer.update(part(m_start, v_start));
-        // The length of the second moments stands between the two.
-        let m_is_over = at < v_start && v_start <= at + bytes.len() as u64;
-        if m_is_over && self.entry.m_len > 0 {
-            self.optimizer.update(&self.entry.v_len.to_le_bytes());
-        }
-        self.optimizer.update(part(v_start, self.end()));
-    }
-
-    fn finish(self) -> Option<DamageReason> {
-        let entry = self.entry;
-        [
-            ("parameters", entry.param_digest, self.param),
-            ("optimizer", entry.optimizer_digest, self.optimizer),
-        ]
-        .into_iter()
-        .map(|(part, expected, hasher)| (part, expected, Digest::from(hasher.finalize())))
-        .find(|(_, expected, found)| expected != found)
-        .map(|(part, expected, found)| DamageReason::Block {
-            block: entry.block,
-            part,
-            expected,
-            found,
-        })
-    }
 }
 
 /// Keeps reading below a rate.

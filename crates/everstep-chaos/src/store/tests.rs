@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use everstep_protocol::random::Purpose;
-use everstep_store::{BlockState, CheckpointManifest, RunIdentity};
+use everstep_store::{BlockState, CheckpointManifest, Digest, RunIdentity};
 
 use super::*;
 

@@ -182,7 +182,7 @@ pub(super) async fn older_programs_are_told(fixture: &Fixture) {
     let store = fixture.run("share-version").await;
     commit(&store, 10).await;
     commit(&store, 20).await;
-    for (step, version) in [(10, 1), (20, 2)] {
+    for (step, version) in [(10, 3), (20, 3)] {
         let key = format!("checkpoints/{step}/MANIFEST.json");
         let expected = format!("{{\n  \"version\": {version},\n");
         fixture
