@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
-use crate::s3::moto::Moto;
+use crate::s3::servers::Moto;
 use crate::support::{Workbench, error_line, everstep};
 
 /// Writes a scenario beside the workbench's run file.

@@ -6,7 +6,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::s3::moto::Moto;
+use crate::s3::servers::Moto;
 use crate::support::{Workbench, everstep, seconds_between, wait_for};
 
 /// Runs `everstep checkpoint` and demands an exit code; gives stdout and stderr.
@@ -187,7 +187,7 @@ fn mistakes_with_checkpoints_are_one_line() {
     let (head, body) = text.split_once("\"body\"").unwrap();
     let digest = head.split('"').find(|part| part.len() == 64).unwrap();
     let head = head
-        .replace("\"version\": 1", "\"version\": 9")
+        .replace("\"version\": 3", "\"version\": 9")
         .replace(digest, &"0".repeat(64));
     fs::write(&manifest, head + "\"body\"" + body).unwrap();
     let newer = fs::read(&manifest).unwrap();

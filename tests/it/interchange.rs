@@ -204,8 +204,8 @@ fn what_cannot_be_imported_is_named() {
         change(&mut json);
         fs::write(file, json.to_string()).unwrap();
     };
-    edit(&|json| json["rope_parameters"] = json!({"rope_type": "yarn"}));
-    let says = "config.json: rope_type=`yarn` has no counterpart; allowed: default";
+    edit(&|json| json["rope_parameters"] = json!({"rope_type": "longrope"}));
+    let says = "config.json: rope_type=`longrope` has no counterpart; allowed: default, linear, llama3, yarn";
     let error = refused(import(&bench, &folder, "third.toml"));
     assert!(error.ends_with(says), "{error}");
     let error = refused(train(&bench, "second.toml", "refused", &[]));

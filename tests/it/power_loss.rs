@@ -8,7 +8,7 @@ use everstep_protocol::random::{Purpose, Stream};
 use everstep_store::{Retention, RunStore};
 use futures::TryStreamExt as _;
 
-use crate::s3::moto::{Moto, environment};
+use crate::s3::servers::{Moto, environment};
 use crate::support::{Running, Workbench, wait_for};
 
 /// Kills of everything, each while a checkpoint was due and not committed. Each takes six seconds; `EVERSTEP_POWER_LOSSES=50` has more.

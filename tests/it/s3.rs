@@ -1,10 +1,10 @@
 //! A whole run with its store on a real S3 server, and with the node's local state lost on the way.
 
-#[path = "../../crates/everstep-store/tests/support/moto.rs"]
-pub(crate) mod moto;
+#[path = "../../crates/everstep-store/tests/support/servers.rs"]
+pub(crate) mod servers;
 
 use crate::support::Workbench;
-use moto::Moto;
+use servers::Moto;
 
 #[test]
 fn a_run_on_s3_has_the_bits_of_one_on_disk() {

@@ -2,7 +2,7 @@
 
 use everstep_chaos::proxy::http::{HttpFault, HttpProxy, HttpRule};
 
-use crate::s3::moto::{Moto, environment};
+use crate::s3::servers::{Moto, environment};
 use crate::support::Workbench;
 
 /// Long enough for an outage that is noticed.

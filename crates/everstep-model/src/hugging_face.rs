@@ -26,14 +26,21 @@ pub use folder::WeightsFolder;
 
 /// A model that Hugging Face has no class for, or a `config.json` that describes none of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}=`{value}` has no counterpart; allowed: {allowed}")]
+#[error("{field}{}; allowed: {allowed}", what_is_wrong(value.as_deref()))]
 pub struct HuggingFaceError {
     /// Name of the field.
     pub field: String,
-    /// What it holds.
-    pub value: String,
+    /// What it holds; nothing if it is missing.
+    pub value: Option<String>,
     /// What it may hold.
     pub allowed: String,
+}
+
+fn what_is_wrong(value: Option<&str>) -> String {
+    value.map_or_else(
+        || " is missing".to_owned(),
+        |value| format!("=`{value}` has no counterpart"),
+    )
 }
 
 /// What is wrong with a folder that is read or written: one line that names the file, the field and what is allowed.

@@ -39,6 +39,16 @@ fn advice(code: &str) -> Option<&'static str> {
             "AWS_SESSION_TOKEN has expired or is wrong; get a new one"
         }
         "RequestTimeTooSkewed" => "the clock of this machine is wrong",
+        // Azure's: <https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes>.
+        "ContainerNotFound" => {
+            "the container does not exist; create it, or correct the name in the URL"
+        }
+        "AuthenticationFailed" => {
+            "AZURE_STORAGE_ACCOUNT_KEY does not belong to AZURE_STORAGE_ACCOUNT_NAME, or the credentials have expired"
+        }
+        "AuthorizationFailure" | "AuthorizationPermissionMismatch" => {
+            "these credentials may not do that; give them the role Storage Blob Data Contributor, or correct AZURE_STORAGE_ACCOUNT_KEY"
+        }
         "PermanentRedirect"
         | "AuthorizationHeaderMalformed"
         | "IllegalLocationConstraintException"

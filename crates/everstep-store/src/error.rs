@@ -24,7 +24,10 @@ pub enum ErrorKind {
 #[non_exhaustive]
 pub enum StoreError {
     /// The URL's scheme is none that this build knows.
-    #[error("store url `{url}`: scheme `{scheme}` is unknown, allowed are `file://` and `s3://`")]
+    #[error(
+        "store url `{url}`: scheme `{scheme}` is unknown, allowed are {}",
+        crate::backend::FORMS
+    )]
     UnknownScheme {
         /// The URL as given.
         url: String,

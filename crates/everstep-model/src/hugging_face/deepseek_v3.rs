@@ -2,16 +2,21 @@
 
 use serde_json::{Value, json};
 
-use super::fields::{Fields, unusable};
+use super::fields::{Fields, missing, unusable};
 use super::{HuggingFaceError, Role, rotation};
 use crate::config::{Architecture, ExpertsConfig, LatentConfig, ModelConfig};
 
 /// A configuration of ours has both tables, or it would not be valid.
 fn tables(config: &ModelConfig) -> Result<(&LatentConfig, &ExpertsConfig), HuggingFaceError> {
-    let missing = |field| unusable(field, "", "a table");
     Ok((
-        config.mla.as_ref().ok_or_else(|| missing("mla"))?,
-        config.moe.as_ref().ok_or_else(|| missing("moe"))?,
+        config
+            .mla
+            .as_ref()
+            .ok_or_else(|| missing("mla", "a table"))?,
+        config
+            .moe
+            .as_ref()
+            .ok_or_else(|| missing("moe", "a table"))?,
     ))
 }
 

@@ -7,7 +7,15 @@ use super::HuggingFaceError;
 pub(super) fn unusable(field: &str, value: &str, allowed: &str) -> HuggingFaceError {
     HuggingFaceError {
         field: field.to_owned(),
-        value: value.to_owned(),
+        value: Some(value.to_owned()),
+        allowed: allowed.to_owned(),
+    }
+}
+
+pub(super) fn missing(field: &str, allowed: &str) -> HuggingFaceError {
+    HuggingFaceError {
+        field: field.to_owned(),
+        value: None,
         allowed: allowed.to_owned(),
     }
 }
@@ -68,7 +76,7 @@ impl<'a> Fields<'a> {
                 .and_then(|count| usize::try_from(count).ok())
                 .ok_or_else(|| unusable(field, &value.to_string(), "a whole number")),
             (None, Some(default)) => Ok(default),
-            (None, None) => Err(unusable(field, "", "a whole number, which is missing")),
+            (None, None) => Err(missing(field, "a whole number")),
         }
     }
 

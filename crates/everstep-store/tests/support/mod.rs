@@ -1,7 +1,6 @@
-//! Stores to run the suite against, and a real S3 server.
+//! Stores to run the suite against, and real servers.
 
-pub(crate) mod moto;
-pub(crate) mod relay;
+pub(crate) mod servers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,8 +10,10 @@ use everstep_store::{
 };
 use futures::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
+use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 /// A store of some kind, and a way to look at it and damage it behind the crate's back.
@@ -44,6 +45,20 @@ impl Fixture {
             url,
             options,
             raw: Arc::new(builder.build().unwrap()),
+        }
+    }
+
+    pub(crate) fn azure(container: &str, options: BTreeMap<String, String>) -> Self {
+        let url = format!("az://{container}/below");
+        RunStore::open_with(&url, "any", &options).unwrap();
+        let mut builder = MicrosoftAzureBuilder::new().with_container_name(container);
+        for (key, value) in &options {
+            builder = builder.with_config(key.to_ascii_lowercase().parse().unwrap(), value);
+        }
+        Self {
+            url,
+            options,
+            raw: Arc::new(PrefixStore::new(builder.build().unwrap(), "below")),
         }
     }
 
