@@ -1,8 +1,10 @@
 //! A run whose S3 server has bad days: it answers with errors, late, not at all, with old lists and wrong bytes, and the result is the same.
 
+use std::collections::BTreeMap;
+
 use everstep_chaos::proxy::http::{HttpFault, HttpProxy, HttpRule};
 
-use crate::s3::servers::{Moto, environment};
+use crate::s3::servers::{Moto, S3rver, environment};
 use crate::support::Workbench;
 
 /// Long enough for an outage that is noticed.
@@ -18,14 +20,26 @@ fn rules(faults: &[(HttpFault, f64)]) -> Vec<HttpRule> {
 
 #[test]
 fn a_store_that_fails_in_every_way_changes_no_bit() {
+    let server = Moto::start();
+    server.create_bucket("runs");
+    fails_in_every_way(server.port, environment);
+}
+
+/// Another server, which ignores the conditions of writes: while one leads, nobody needs them.
+#[test]
+fn another_store_that_fails_in_every_way_changes_no_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = S3rver::start(folder.path(), "runs");
+    fails_in_every_way(server.port, S3rver::environment_at);
+}
+
+fn fails_in_every_way(server: u16, environment: fn(u16) -> BTreeMap<String, String>) {
     let bench = Workbench::new();
     let mut laptop = bench.train("disk", None);
     let undisturbed = laptop.args(["--set", STEPS]).output().unwrap();
     assert!(undisturbed.status.success(), "{undisturbed:?}");
 
-    let server = Moto::start();
-    server.create_bucket("runs");
-    let proxy = HttpProxy::start(([127, 0, 0, 1], server.port).into(), 11).unwrap();
+    let proxy = HttpProxy::start(([127, 0, 0, 1], server).into(), 11).unwrap();
     let topology = bench.cluster(2, 2, 2);
     let mut train = bench.train("run", Some(&topology));
     train
@@ -95,7 +109,7 @@ fn a_store_that_fails_in_every_way_changes_no_bit() {
     digest
         .args(["digest", "--json", "--run-dir"])
         .arg(bench.path().join("run"))
-        .envs(server.environment());
+        .envs(environment(server));
     let digest = digest.output().unwrap();
     let found: serde_json::Value = serde_json::from_slice(&digest.stdout).unwrap();
     assert_eq!(found, bench.digest("disk", None));

@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from bench import anonymous_mib, report
 
 LAYERS, WIDTH, HEADS, FEED_FORWARD, VOCABULARY = 14, 768, 12, 2048, 256
-ROWS, CONTEXT, SLOTS = 8, 256, 4
+ROWS, CONTEXT, SLOTS = 4, 64, 4
 
 
 class Block(torch.nn.Module):
@@ -39,7 +39,7 @@ class Block(torch.nn.Module):
 
 def main():
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--steps", type=int, default=25)
+    arguments.add_argument("--steps", type=int, default=61)
     arguments.add_argument("--every", type=int, default=6)
     arguments.add_argument("--threads", type=int, default=1)
     arguments = arguments.parse_args()

@@ -80,7 +80,7 @@ def report(steps, flights):
 def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("everstep", type=pathlib.Path)
-    arguments.add_argument("--steps", type=int, default=25)
+    arguments.add_argument("--steps", type=int, default=61)
     arguments.add_argument("--without", action="store_true", help="no checkpoint but the last")
     arguments.add_argument("--set", action="append", default=[], help="passed on")
     arguments = arguments.parse_args()
