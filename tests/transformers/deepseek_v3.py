@@ -40,6 +40,7 @@ groups_per_token = 2
 
 TRAINED = [
     ("deepseek_v3", PLAIN, "byte"),
+    ("deepseek_v3 with a module for multi-token prediction", PLAIN + "[model.mtp]\n", "byte"),
     ("deepseek_v3, latent queries, groups, yarn, tied", GROUPS, "bpe"),
 ]
 

@@ -107,7 +107,10 @@ impl View {
         }
         let elapsed = self.printed.elapsed();
         let due = elapsed >= PLAIN_EVERY || last;
-        let Some(metrics) = &self.last else { return };
+        // The speed is that since the last step that was shown, however long ago: steps may be slower than lines.
+        let (Some(metrics), 1..) = (&self.last, self.tokens_since) else {
+            return;
+        };
         let message = format!("loss {:.4}  lr {:.2e}", metrics.loss, metrics.lr);
         match &self.bar {
             Some(bar) => {
@@ -115,7 +118,7 @@ impl View {
                 bar.set_position(metrics.step);
                 bar.set_message(format!("{message}  {speed:.0} tokens/s"));
             }
-            None if due && self.tokens_since > 0 => {
+            None if due => {
                 let speed = self.tokens_since as f64 / elapsed.as_secs_f64().max(1e-3);
                 let (step, steps) = (metrics.step, self.num_steps);
                 self.say(&format!(

@@ -10,7 +10,7 @@ use everstep_model::Model;
 use everstep_optim::{BlockState, Gradient, Layout, TrainingNumerics};
 use everstep_protocol::audit::AuditPlan;
 use everstep_protocol::coordinator::CoordinatorConfig;
-use everstep_protocol::{BlockId, Step, Task};
+use everstep_protocol::{BlockId, Decision, Step, Task};
 use everstep_store::{Digest, EVALUATION_LOSS, Retention, RunIdentity, RunStore};
 use everstep_telemetry::{EventLog, Goodput, MetricsLog, Telemetry};
 use everstep_torch::Platform;
@@ -150,6 +150,13 @@ impl RunContext {
     /// Learning rate of a step.
     pub fn learning_rate(&self, step: Step) -> f64 {
         self.numerics.config().learning_rate(step)
+    }
+
+    /// How many times the mean of its layer the fullest expert of a step was chosen; nothing for a model without experts.
+    pub fn expert_load(&self, decision: &Decision) -> Option<f64> {
+        let per_token = self.config.model.moe.as_ref()?.experts_per_token;
+        let choices = self.config.batch.rows * self.config.context() * per_token;
+        Some(1.0 + decision.load_excess / choices as f64)
     }
 
     /// The last step in the metrics log.
@@ -373,8 +380,16 @@ impl RunContext {
         everstep_torch::pin_threads(self.threads()).map_err(|e| text(&e))?;
         let device =
             everstep_torch::select_device(&self.config.compute.device).map_err(|e| text(&e))?;
-        let model = Model::new(&self.config.model, device, self.numerics.compute_dtype())
-            .map_err(|e| text(&e))?;
+        let model = match self.config.compute.fp8 {
+            true => Model::new_fp8(&self.config.model, device),
+            false => Model::new(&self.config.model, device, self.numerics.compute_dtype()),
+        }
+        .map_err(|e| text(&e))?;
+        let end = self.dataset().manifest().tokenizer.eot;
+        let model = match end.filter(|_| self.config.data.document_mask) {
+            Some(end) => model.with_document_end(end),
+            None => model,
+        };
         model
             .with_z_loss(self.config.optimizer_extras().z_loss)
             .map_err(|e| text(&e))

@@ -24,7 +24,7 @@ use crate::message::{ClusterMessage, StepMessage};
 use crate::topology::ActorAddress;
 
 /// Version of this format; peers of another version are refused by the transport already.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const PREFIX: [u8; 4] = [b'E', b'V', b'M', VERSION];
 /// Bytes of the archive's BLAKE3 that follow the prefix. An archive is read from its end, so the front part of one can be a valid
 /// archive of something else; validation alone would not notice.

@@ -27,6 +27,9 @@ pub struct DataConfig {
     /// Window length in tokens; default: the model's context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<usize>,
+    /// Whether a token sees only those of its own document in a window. Needs a tokenizer with an end-of-text token.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub document_mask: bool,
     /// How text becomes tokens.
     #[serde(default)]
     pub tokenizer: TokenizerConfig,
@@ -116,6 +119,7 @@ impl DataConfig {
             validation: Vec::new(),
             validation_fraction: None,
             context: None,
+            document_mask: false,
             tokenizer,
         }
     }

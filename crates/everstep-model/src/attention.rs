@@ -4,6 +4,7 @@ use tch::{Kind, Tensor};
 
 use crate::cache::Cache;
 use crate::config::{Architecture, ModelConfig};
+use crate::layer::Pass;
 use crate::layers::Linear;
 use crate::rotary::Rotary;
 use crate::spec::Names;
@@ -46,14 +47,8 @@ impl Attention {
     }
 
     /// `[rows * columns, width]` to the same. With a cache, the tokens follow those that it holds.
-    pub(crate) fn forward(
-        &self,
-        x: &Tensor,
-        columns: i64,
-        rotary: Option<&Rotary>,
-        dropout: f64,
-        cache: Option<&mut Cache>,
-    ) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor, pass: Pass<'_>, cache: Option<&mut Cache>) -> Tensor {
+        let columns = pass.columns;
         let tokens = x.size()[0];
         let all_heads = self.heads + 2 * self.kv_heads;
         let joined =
@@ -62,7 +57,7 @@ impl Attention {
                 .view([tokens / columns, columns, all_heads, self.head_dim]);
         let (queries, keys, values) = self.split(
             &joined,
-            rotary,
+            pass.rotary,
             cache.as_ref().map_or(0, |cache| cache.len()),
         );
         let (keys, values) = match cache {
@@ -73,7 +68,7 @@ impl Attention {
             &queries,
             &self.share(&keys),
             &self.share(&values),
-            dropout,
+            pass,
             None,
         );
         self.output.forward(
@@ -135,14 +130,17 @@ pub(crate) fn attend(
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    dropout: f64,
+    pass: Pass<'_>,
     scale: Option<f64>,
 ) -> Tensor {
     let (columns, held) = (queries.size()[2], keys.size()[2]);
     // A single query sees all keys. Otherwise libtorch's causal mask is right only if nothing was held before.
-    let causal = columns > 1 && columns == held;
-    let mask = (columns > 1 && columns < held).then(|| {
+    let causal = columns > 1 && columns == held && pass.mask.is_none();
+    let late = (columns > 1 && columns < held).then(|| {
         Tensor::ones([columns, held], (Kind::Bool, queries.device())).tril(held - columns)
     });
-    Tensor::scaled_dot_product_attention(queries, keys, values, mask, dropout, causal, scale, false)
+    let mask = late.as_ref().or(pass.mask);
+    Tensor::scaled_dot_product_attention(
+        queries, keys, values, mask, pass.drop, causal, scale, false,
+    )
 }

@@ -96,6 +96,38 @@ impl MicroBatch {
     pub(crate) fn targets_tensor(&self, device: Device) -> Tensor {
         Tensor::from_slice(&self.targets).to_device(device)
     }
+
+    /// The tokens `places` after each position, `[rows, columns]`; 0 where nobody knows them.
+    pub(crate) fn tokens_after(&self, places: usize, device: Device) -> Tensor {
+        let mut tokens = Vec::with_capacity(self.inputs.len());
+        for (inputs, targets) in self.sequences() {
+            // The row and the one token that follows it.
+            let last = targets.last().filter(|&&last| last != IGNORED_TARGET);
+            let known = inputs.iter().chain(last).skip(places).copied();
+            tokens.extend(known.chain(std::iter::repeat(0)).take(self.columns));
+        }
+        let tokens = Tensor::from_slice(&tokens).view([-1, self.columns as i64]);
+        tokens.to_device(device)
+    }
+
+    /// For each position the target `places` further on, `[rows * columns]`. Ignored where it, or one on the way to it, is.
+    pub(crate) fn targets_after(&self, places: usize, device: Device) -> Tensor {
+        let mut shifted = Vec::with_capacity(self.targets.len());
+        for (_, targets) in self.sequences() {
+            shifted.extend((0..self.columns).map(|column| {
+                match targets.get(column..=column + places) {
+                    Some(way) if !way.contains(&IGNORED_TARGET) => way[places],
+                    _ => IGNORED_TARGET,
+                }
+            }));
+        }
+        Tensor::from_slice(&shifted).to_device(device)
+    }
+
+    fn sequences(&self) -> impl Iterator<Item = (&[i64], &[i64])> {
+        let inputs = self.inputs.chunks(self.columns);
+        inputs.zip(self.targets.chunks(self.columns))
+    }
 }
 
 pub(crate) fn check_length(columns: usize, config: &ModelConfig) -> Result<(), ModelError> {

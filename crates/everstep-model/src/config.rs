@@ -1,16 +1,16 @@
 //! What a model is: the `[model]` table of a run file and of a checkpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 mod experts;
 mod latent;
+mod prediction;
+mod same_model;
 mod scaling;
 
 pub use experts::ExpertsConfig;
 pub use latent::LatentConfig;
+pub use prediction::PredictionConfig;
 pub use scaling::{LinearConfig, Llama3Config, RopeScaling, YarnConfig};
 
 /// Family of a model: it decides tensor names, the orientation of matrices and the defaults of all other fields.
@@ -112,6 +112,9 @@ pub struct ModelConfig {
     /// Experts, of `deepseek_v3` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub moe: Option<ExpertsConfig>,
+    /// Multi-token prediction, of `deepseek_v3` only; none if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtp: Option<PredictionConfig>,
 }
 
 /// The table as it is written: everything that has a default is optional.
@@ -141,6 +144,7 @@ struct Fields {
     rope_scaling: Option<RopeScaling>,
     mla: Option<LatentConfig>,
     moe: Option<ExpertsConfig>,
+    mtp: Option<PredictionConfig>,
 }
 
 /// A field whose value cannot be used.
@@ -196,6 +200,7 @@ impl ModelConfig {
             rope_scaling: None,
             mla: None,
             moe: None,
+            mtp: None,
         }
     }
 
@@ -288,7 +293,11 @@ impl ModelConfig {
         check("width", self.width, paired, || {
             "an even width / heads, for rope turns pairs".into()
         })?;
-        for (field, is_given) in [("mla", self.mla.is_some()), ("moe", self.moe.is_some())] {
+        for (field, is_given) in [
+            ("mla", self.mla.is_some()),
+            ("moe", self.moe.is_some()),
+            ("mtp", self.mtp.is_some()),
+        ] {
             check(field, "a table", !is_given, || {
                 "nothing; architecture=`deepseek_v3` has it".into()
             })?;
@@ -309,6 +318,9 @@ impl ModelConfig {
         let moe = self.moe.as_ref().ok_or_else(|| needed("moe".to_owned()))?;
         mla.validate()?;
         moe.validate(self.layers)?;
+        if let Some(mtp) = &self.mtp {
+            mtp.validate(self.context)?;
+        }
         let aligned = self.width.is_multiple_of(experts::GROUPED_ALIGNMENT);
         check("width", self.width, aligned, || {
             format!("a multiple of {}", experts::GROUPED_ALIGNMENT)
@@ -343,60 +355,6 @@ impl ModelConfig {
             check(field, value.to_lowercase(), holds, || allowed.into())?;
         }
         Ok(())
-    }
-
-    /// The first field of the model itself in which `self` differs from `folder`, that of a folder whose weights it starts from.
-    ///
-    /// What belongs to training may differ, and the context of a model that rotates its positions: no weight depends on it.
-    ///
-    /// # Errors
-    /// The field, with what the folder has.
-    pub fn check_same_model(&self, folder: &Self) -> Result<(), ConfigError> {
-        let (own, other) = (self.fields_of_weights(), folder.fields_of_weights());
-        let names: BTreeSet<&String> = own.keys().chain(other.keys()).collect();
-        let text = |fields: &BTreeMap<String, Value>, name: &String| match fields.get(name) {
-            Some(Value::String(text)) => text.clone(),
-            Some(value) => value.to_string(),
-            None => "nothing".to_owned(),
-        };
-        for name in names {
-            let is_free = name == "context" && self.positions == Positions::Rope;
-            let (value, allowed) = (text(&own, name), text(&other, name));
-            check(name, &value, is_free || value == allowed, || allowed)?;
-        }
-        Ok(())
-    }
-
-    /// The fields that decide what a model with given weights computes; those of tables within have the table's name before a dot.
-    fn fields_of_weights(&self) -> BTreeMap<String, Value> {
-        let mut fields = BTreeMap::new();
-        let table = serde_json::to_value(self).expect("plain fields become JSON");
-        flatten(String::new(), table, &mut fields);
-        for training in TRAINING_FIELDS {
-            fields.remove(training);
-        }
-        fields
-    }
-}
-
-/// What belongs to training, and not to the weights that it makes.
-const TRAINING_FIELDS: [&str; 6] = [
-    "dropout",
-    "init_std",
-    "init",
-    "init_digest",
-    "moe.balance_rate",
-    "moe.balance_loss",
-];
-
-fn flatten(name: String, value: Value, fields: &mut BTreeMap<String, Value>) {
-    let Value::Object(table) = value else {
-        fields.insert(name, value);
-        return;
-    };
-    for (field, value) in table {
-        let dot = if name.is_empty() { "" } else { "." };
-        flatten(format!("{name}{dot}{field}"), value, fields);
     }
 }
 
@@ -457,6 +415,7 @@ impl From<Fields> for ModelConfig {
             rope_scaling: fields.rope_scaling,
             mla: fields.mla,
             moe: fields.moe,
+            mtp: fields.mtp,
             ..base
         }
     }

@@ -2,13 +2,13 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::attention::Attention;
 use crate::cache::Cache;
 use crate::config::{ModelConfig, Positions};
-use crate::deepseek_v3::{Experts, LatentAttention, Routing};
-use crate::layers::{FeedForward, Normalize, dropout};
+use crate::deepseek_v3::{Prediction, Routing};
+use crate::layer::{Layer, Pass};
+use crate::layers::{Normalize, dropout, in_one_order, is_even};
 use crate::rotary::Rotary;
-use crate::spec::Names;
+use crate::spec::{Names, prediction_layers};
 use crate::weights::Weights;
 
 /// All layers, holding leaves of the weights.
@@ -21,28 +21,9 @@ pub(crate) struct Decoder {
     last_norm: Normalize,
     /// `[vocab_size, width]`; the token embedding if they are tied.
     output: Tensor,
+    /// They predict tokens after the next one, while training.
+    predictions: Vec<Prediction>,
     width: i64,
-}
-
-#[derive(Debug)]
-struct Layer {
-    attention_norm: Normalize,
-    attention: AnyAttention,
-    mlp_norm: Normalize,
-    mlp: AnyMlp,
-}
-
-#[derive(Debug)]
-enum AnyAttention {
-    /// Every head, or group of heads, has its keys and values.
-    Heads(Attention),
-    Latent(LatentAttention),
-}
-
-#[derive(Debug)]
-enum AnyMlp {
-    Dense(FeedForward),
-    Experts(Experts),
 }
 
 impl Decoder {
@@ -50,35 +31,11 @@ impl Decoder {
         let names = Names::of(config);
         let tokens = weights.leaf(&[names.tokens.to_owned()]);
         let learned = config.positions == Positions::Learned;
-        let layer = |weights: &mut Weights, layer| Layer {
-            attention_norm: Normalize::new(
-                weights,
-                config,
-                &names.in_layer(layer, names.attention_norm),
-            ),
-            attention: match &config.mla {
-                Some(mla) => {
-                    AnyAttention::Latent(LatentAttention::new(weights, config, mla, layer))
-                }
-                None => AnyAttention::Heads(Attention::new(weights, config, layer)),
-            },
-            mlp_norm: Normalize::new(weights, config, &names.in_layer(layer, names.mlp_norm)),
-            mlp: match &config.moe {
-                Some(moe) if layer >= moe.dense_layers => {
-                    AnyMlp::Experts(Experts::new(weights, config, moe, layer))
-                }
-                _ => {
-                    let projections = [names.gate, names.up, names.down];
-                    let projections = projections.map(|name| names.in_layer(layer, name));
-                    AnyMlp::Dense(FeedForward::new(weights, config, projections))
-                }
-            },
-        };
         Self {
             positions: learned.then(|| weights.leaf(&[names.positions.to_owned()])),
             rotary: (!learned).then(|| Rotary::new(config, device)),
             layers: (0..config.layers)
-                .map(|index| layer(weights, index))
+                .map(|layer| Layer::new(weights, config, layer))
                 .collect(),
             last_norm: Normalize::new(weights, config, names.last_norm),
             output: if config.tied_embeddings {
@@ -86,6 +43,9 @@ impl Decoder {
             } else {
                 weights.leaf(&[names.output.to_owned()])
             },
+            predictions: prediction_layers(config)
+                .map(|layer| Prediction::new(weights, config, layer))
+                .collect(),
             tokens,
             width: config.width as i64,
         }
@@ -93,39 +53,27 @@ impl Decoder {
 
     /// The residual stream after the last norm, `[rows * columns, width]`, for tokens `[rows, columns]`.
     ///
-    /// `drop` is the share of activations to drop. With a cache, the tokens follow those that it holds. `routing` learns of the experts.
+    /// `drop` and `mask` as in [`Pass`]. With a cache, the tokens follow those that it holds. `routing` learns of the experts.
     pub(crate) fn hidden(
         &self,
         tokens: &Tensor,
         drop: f64,
+        mask: Option<&Tensor>,
         mut cache: Option<&mut Cache>,
         mut routing: Option<&mut Routing>,
     ) -> Tensor {
         let columns = tokens.size()[1];
+        let pass = Pass {
+            columns,
+            rotary: self.rotary.as_ref(),
+            drop,
+            mask,
+        };
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let mut x = self.embed(tokens, start, columns);
         x = dropout(x, drop).view([-1, self.width]);
         for layer in &self.layers {
-            let normed = layer.attention_norm.forward(&x);
-            let cache = cache.as_deref_mut();
-            let attended = match (&layer.attention, &self.rotary) {
-                (AnyAttention::Heads(attention), rotary) => {
-                    attention.forward(&normed, columns, rotary.as_ref(), drop, cache)
-                }
-                (AnyAttention::Latent(attention), Some(rotary)) => {
-                    attention.forward(&normed, columns, rotary, drop, cache)
-                }
-                (AnyAttention::Latent(_), None) => unreachable!("latent attention rotates"),
-            };
-            let y = &x + dropout(attended, drop);
-            let normed = layer.mlp_norm.forward(&y);
-            let fed = match &layer.mlp {
-                AnyMlp::Dense(mlp) => mlp.forward(&normed),
-                AnyMlp::Experts(experts) => {
-                    experts.forward(&normed, columns, routing.as_deref_mut())
-                }
-            };
-            x = y + dropout(fed, drop);
+            x = layer.forward(&x, pass, cache.as_deref_mut(), routing.as_deref_mut());
         }
         if let Some(cache) = cache {
             cache.advance(columns);
@@ -133,11 +81,45 @@ impl Decoder {
         self.last_norm.forward(&x)
     }
 
+    /// For each module in turn, its residual stream after its norm, `[rows * columns, width]`: that of the k-th module predicts, at each
+    /// position, the token k places after the next one, and `tokens_after[k - 1]` are those k - 1 places after the next one.
+    pub(crate) fn predictions(
+        &self,
+        hidden: &Tensor,
+        tokens_after: &[Tensor],
+        drop: f64,
+        mask: Option<&Tensor>,
+        routing: &mut Routing,
+    ) -> Vec<Tensor> {
+        let mut h = hidden.shallow_clone();
+        let mut made = Vec::with_capacity(self.predictions.len());
+        for (module, tokens) in self.predictions.iter().zip(tokens_after) {
+            let columns = tokens.size()[1];
+            let embedded = self.embed(tokens, 0, columns).view([-1, self.width]);
+            let pass = Pass {
+                columns,
+                rotary: self.rotary.as_ref(),
+                drop,
+                mask,
+            };
+            h = module.forward(&h, &embedded, pass, routing);
+            made.push(h.shallow_clone());
+        }
+        made
+    }
+
+    /// Number of modules that predict tokens after the next one.
+    pub(crate) fn num_predictions(&self) -> usize {
+        self.predictions.len()
+    }
+
     /// Float32 logits `[tokens, vocab_size]` of `[tokens, width]`.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden
-            .linear(&self.output, None::<&Tensor>)
-            .to_kind(Kind::Float)
+        let is_even = is_even(hidden.size()[0]);
+        in_one_order(is_even, hidden, &self.output, |x, output| {
+            x.linear(output, None::<&Tensor>)
+        })
+        .to_kind(Kind::Float)
     }
 
     fn embed(&self, tokens: &Tensor, start: i64, columns: i64) -> Tensor {

@@ -109,7 +109,7 @@ impl Sequence<'_> {
             let hidden = self
                 .model
                 .decoder
-                .hidden(&input, 0.0, Some(&mut self.cache), None);
+                .hidden(&input, 0.0, None, Some(&mut self.cache), None);
             self.model
                 .decoder
                 .logits(&hidden.narrow(0, columns as i64 - 1, 1))

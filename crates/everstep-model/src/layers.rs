@@ -3,7 +3,8 @@
 //! Every operation here is chosen so that its bits do not depend on the number of threads: libtorch's affine layer norm,
 //! for one, adds up its scale's gradient thread by thread, and is used without a scale for that reason.
 
-use tch::Tensor;
+use everstep_torch::fp8::{self, Tile};
+use tch::{Device, Kind, Tensor};
 
 use crate::config::{Architecture, Mlp, ModelConfig, Norm};
 use crate::weights::Weights;
@@ -15,6 +16,7 @@ pub(crate) struct Linear {
     bias: Option<Tensor>,
     /// Whether the matrix is stored as `[in, out]`.
     is_transposed: bool,
+    is_fp8: bool,
 }
 
 impl Linear {
@@ -30,17 +32,62 @@ impl Linear {
             weight: weights.leaf(&with("weight")),
             bias: config.bias.then(|| weights.leaf(&with("bias"))),
             is_transposed: config.architecture == Architecture::Gpt2,
+            is_fp8: weights.is_fp8,
         }
     }
 
     /// `[tokens, in]` to `[tokens, out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        match (self.is_transposed, &self.bias) {
-            (false, bias) => x.linear(&self.weight, bias.as_ref()),
-            (true, None) => x.mm(&self.weight),
-            (true, Some(bias)) => bias.addmm(x, &self.weight),
-        }
+        let is_even = is_even(x.size()[0]);
+        product(self.is_fp8, is_even, x, &self.weight, |x, weight| {
+            let bias = self.bias.as_ref().map(|bias| bias.to_kind(x.kind()));
+            match (self.is_transposed, bias) {
+                (false, bias) => x.linear(weight, bias),
+                (true, None) => x.mm(weight),
+                (true, Some(bias)) => bias.addmm(x, weight),
+            }
+        })
     }
+}
+
+/// A product of activations and weights; with FP8, of both as 8 bits keep them, and so is the gradient that its own products take.
+///
+/// `is_even`: as [`in_one_order`].
+pub(crate) fn product(
+    is_fp8: bool,
+    is_even: bool,
+    x: &Tensor,
+    weight: &Tensor,
+    multiply: impl Fn(&Tensor, &Tensor) -> Tensor,
+) -> Tensor {
+    if !is_fp8 {
+        return in_one_order(is_even, x, weight, multiply);
+    }
+    let (x, weight) = (
+        fp8::round(x, Tile::ACTIVATIONS),
+        fp8::round(weight, Tile::WEIGHTS),
+    );
+    let y = in_one_order(is_even, &x, &weight, multiply);
+    fp8::round_gradient(&y, Tile::ACTIVATIONS)
+}
+
+/// Whether so many rows divide evenly among threads.
+pub(crate) fn is_even(rows: i64) -> bool {
+    rows % 16 == 0
+}
+
+/// A product whose bits do not depend on the number of threads. Without instructions for bfloat16, a CPU adds up some rows of a product in
+/// bfloat16 in another order if its rows do not divide evenly among threads; those are multiplied in float32, which is no slower there.
+pub(crate) fn in_one_order(
+    is_even: bool,
+    x: &Tensor,
+    weight: &Tensor,
+    multiply: impl Fn(&Tensor, &Tensor) -> Tensor,
+) -> Tensor {
+    if is_even || x.kind() != Kind::BFloat16 || x.device() != Device::Cpu {
+        return multiply(x, weight);
+    }
+    multiply(&x.to_kind(Kind::Float), &weight.to_kind(Kind::Float)).to_kind(Kind::BFloat16)
 }
 
 /// A norm over the last dimension. Statistics are float32 inside libtorch whatever the input's type.

@@ -19,6 +19,7 @@ mod deepseek_v3;
 mod error;
 pub mod generate;
 pub mod hugging_face;
+mod layer;
 mod layers;
 mod model;
 mod rotary;
@@ -29,7 +30,7 @@ mod weights;
 pub use batch::{Batch, IGNORED_TARGET, MicroBatch};
 pub use config::{
     Architecture, ConfigError, ExpertsConfig, LatentConfig, LinearConfig, Llama3Config, Mlp,
-    ModelConfig, Norm, Positions, RopeScaling, YarnConfig,
+    ModelConfig, Norm, Positions, PredictionConfig, RopeScaling, YarnConfig,
 };
 pub use error::ModelError;
 pub use generate::GenerateOptions;

@@ -24,6 +24,7 @@ pub struct Model {
     weights: Weights,
     pub(crate) decoder: Decoder,
     z_loss: f64,
+    document_end: Option<i64>,
 }
 
 /// What a slot gives: the gradient of the sum of its token losses, and that sum.
@@ -52,12 +53,31 @@ impl Model {
         device: Device,
         dtype: ComputeDtype,
     ) -> Result<Self, ModelError> {
+        Self::with_products(config, device, dtype, false)
+    }
+
+    /// As [`Self::new`]; the matrix products of layers round their factors to E4M3 with scales for tiles, in forward and backward
+    /// (DeepSeek-V3 §3.3): what FP8 does to the numbers, at bfloat16's speed. Embedding, output, router, norms and attention itself
+    /// do not.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn new_fp8(config: &ModelConfig, device: Device) -> Result<Self, ModelError> {
+        Self::with_products(config, device, ComputeDtype::Bfloat16, true)
+    }
+
+    fn with_products(
+        config: &ModelConfig,
+        device: Device,
+        dtype: ComputeDtype,
+        is_fp8: bool,
+    ) -> Result<Self, ModelError> {
         config.validate()?;
         let dtype = match dtype {
             ComputeDtype::Float32 => Dtype::F32,
             ComputeDtype::Bfloat16 => Dtype::Bf16,
         };
-        let mut weights = Weights::new(spec::parameters(config), device, dtype);
+        let mut weights = Weights::new(spec::parameters(config), device, dtype, is_fp8);
         let decoder = Decoder::new(&mut weights, config, device);
         weights.finish();
         Ok(Self {
@@ -67,6 +87,7 @@ impl Model {
             weights,
             decoder,
             z_loss: 0.0,
+            document_end: None,
         })
     }
 
@@ -85,6 +106,14 @@ impl Model {
         }
         self.z_loss = coefficient;
         Ok(self)
+    }
+
+    /// Lets no token see those of another document of its window, where `end` is the last token of each document. Generation, whose
+    /// prompts are one document, is as before.
+    #[must_use]
+    pub fn with_document_end(mut self, end: u32) -> Self {
+        self.document_end = Some(i64::from(end));
+        self
     }
 
     /// What the model is.
@@ -175,7 +204,8 @@ impl Model {
         let mut loss_sum = 0.0;
         for micro_batch in &batch.micro_batches {
             let losses = tch::no_grad(|| {
-                cross_entropies(&self.micro_logits(micro_batch, 0.0, None), micro_batch)
+                let targets = micro_batch.targets_tensor(self.device);
+                cross_entropies(&self.micro_logits(micro_batch), &targets)
             });
             loss_sum += sum(&losses)?;
         }
@@ -188,7 +218,7 @@ impl Model {
     /// What [`Batch::check`] says.
     pub fn logits(&self, micro_batch: &MicroBatch) -> Result<Vec<f32>, ModelError> {
         micro_batch.check(0, &self.config)?;
-        let logits = tch::no_grad(|| self.micro_logits(micro_batch, 0.0, None));
+        let logits = tch::no_grad(|| self.micro_logits(micro_batch));
         let mut values = vec![0.0; logits.numel()];
         bytes::read_f32(&logits, &mut values)?;
         Ok(values)
@@ -197,12 +227,17 @@ impl Model {
     /// What is differentiated (a scalar), each token's cross-entropy, and what the routers did.
     fn forward(&self, micro_batch: &MicroBatch, drop: f64, seed: u64) -> (Tensor, Tensor, Routing) {
         let mut routing = Routing::default();
-        let logits = {
+        let (logits, further) = {
             let _generator = (drop > 0.0).then(|| seeded_generator(seed));
-            self.micro_logits(micro_batch, drop, Some(&mut routing))
+            let hidden = self.hidden(micro_batch, drop, Some(&mut routing));
+            let further = self.further_losses(&hidden, micro_batch, drop, &mut routing);
+            (self.decoder.logits(&hidden), further)
         };
-        let losses = cross_entropies(&logits, micro_batch);
+        let losses = cross_entropies(&logits, &micro_batch.targets_tensor(self.device));
         let mut objective = losses.sum(Kind::Float);
+        if let Some(further) = further {
+            objective += further;
+        }
         for loss in &routing.losses {
             objective += loss;
         }
@@ -216,17 +251,55 @@ impl Model {
         (objective, losses, routing)
     }
 
-    fn micro_logits(
+    /// λ / D times the cross-entropies of all tokens after the next one (DeepSeek-V3, equations 24 and 25), if modules predict them.
+    fn further_losses(
         &self,
+        hidden: &Tensor,
         micro_batch: &MicroBatch,
         drop: f64,
-        routing: Option<&mut Routing>,
-    ) -> Tensor {
+        routing: &mut Routing,
+    ) -> Option<Tensor> {
+        let mtp = self.config.mtp.as_ref()?;
+        let tokens_after: Vec<Tensor> = (1..=self.decoder.num_predictions())
+            .map(|places| micro_batch.tokens_after(places, self.device))
+            .collect();
+        let mask = self.mask(micro_batch);
+        let made = self
+            .decoder
+            .predictions(hidden, &tokens_after, drop, mask.as_ref(), routing);
+        let sums = made.iter().zip(1..).map(|(hidden, places)| {
+            let targets = micro_batch.targets_after(places, self.device);
+            cross_entropies(&self.decoder.logits(hidden), &targets).sum(Kind::Float)
+        });
+        let sum = sums.reduce(|sum, next| sum + next)?;
+        Some(sum * (mtp.loss / mtp.modules as f64))
+    }
+
+    fn micro_logits(&self, micro_batch: &MicroBatch) -> Tensor {
+        self.decoder.logits(&self.hidden(micro_batch, 0.0, None))
+    }
+
+    fn hidden(&self, micro_batch: &MicroBatch, drop: f64, routing: Option<&mut Routing>) -> Tensor {
         // A thread that computes for the first time takes over the pinned number of threads only when it is asked.
         tch::get_num_threads();
         let tokens = micro_batch.inputs_tensor(self.device);
+        let mask = self.mask(micro_batch);
         self.decoder
-            .logits(&self.decoder.hidden(&tokens, drop, None, routing))
+            .hidden(&tokens, drop, mask.as_ref(), None, routing)
+    }
+
+    /// Who sees whom, `[rows, 1, columns, columns]`, if documents are kept apart.
+    fn mask(&self, micro_batch: &MicroBatch) -> Option<Tensor> {
+        let ends = micro_batch
+            .inputs_tensor(self.device)
+            .eq(self.document_end?)
+            .to_kind(Kind::Int64);
+        // A document's end still belongs to it.
+        let document_bt = ends.cumsum(1, Kind::Int64) - ends;
+        let same_bqk = document_bt
+            .unsqueeze(2)
+            .eq_tensor(&document_bt.unsqueeze(1));
+        Some(same_bqk.tril(0).unsqueeze(1))
     }
 }
 
@@ -240,10 +313,9 @@ fn seeded_generator(seed: u64) -> MutexGuard<'static, ()> {
 }
 
 /// `[tokens]`, 0 where the target is ignored.
-fn cross_entropies(logits: &Tensor, micro_batch: &MicroBatch) -> Tensor {
-    let targets = micro_batch.targets_tensor(logits.device());
+fn cross_entropies(logits: &Tensor, targets: &Tensor) -> Tensor {
     logits.cross_entropy_loss(
-        &targets,
+        targets,
         None::<&Tensor>,
         Reduction::None,
         IGNORED_TARGET,

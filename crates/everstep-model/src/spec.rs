@@ -1,5 +1,7 @@
 //! The tensors of a model in canonical order: the layout of the flattened parameter vector.
 
+use std::ops::Range;
+
 use everstep_optim::{Init, ParameterSpec, Update};
 
 use crate::config::{Architecture, ExpertsConfig, LatentConfig, Mlp, ModelConfig, Norm, Positions};
@@ -15,48 +17,33 @@ use crate::config::{Architecture, ExpertsConfig, LatentConfig, Mlp, ModelConfig,
 pub fn parameters(config: &ModelConfig) -> Vec<ParameterSpec> {
     let names = Names::of(config);
     let mut list = Collector::new(config);
-    let (width, ffn) = (config.width, config.ffn_width);
-    let kv = match config.mla {
-        Some(_) => 0,
-        None => config.kv_heads * config.head_dim(),
-    };
     list.table(names.tokens, config.vocab_size);
     if config.positions == Positions::Learned {
         list.table(names.positions, config.context);
     }
     for layer in 0..config.layers {
-        let name = |suffix: &str| names.in_layer(layer, suffix);
-        list.norm(&name(names.attention_norm));
-        match (config.architecture, &config.mla) {
-            (_, Some(mla)) => list.latent_attention(mla, &name),
-            (Architecture::Gpt2, None) => {
-                list.linear(&name("attn.c_attn"), width, width + 2 * kv);
-                list.residual(&name("attn.c_proj"), width, width);
-            }
-            (_, None) => {
-                list.linear(&name("self_attn.q_proj"), width, width);
-                list.linear(&name("self_attn.k_proj"), width, kv);
-                list.linear(&name("self_attn.v_proj"), width, kv);
-                list.residual(&name("self_attn.o_proj"), width, width);
-            }
-        }
-        list.norm(&name(names.mlp_norm));
-        match &config.moe {
-            Some(moe) if layer >= moe.dense_layers => list.experts(moe, &name),
-            _ => {
-                if config.mlp == Mlp::Swiglu {
-                    list.linear(&name(names.gate), width, ffn);
-                }
-                list.linear(&name(names.up), width, ffn);
-                list.residual(&name(names.down), ffn, width);
-            }
-        }
+        list.layer(&names, layer);
     }
     list.norm(names.last_norm);
     if !config.tied_embeddings {
         list.table(names.output, config.vocab_size);
     }
+    for module in prediction_layers(config) {
+        list.prediction(&names, module);
+    }
     list.finish()
+}
+
+/// Whether a tensor has a row for each token or position: embeddings and the output matrix.
+pub fn is_table(config: &ModelConfig, name: &str) -> bool {
+    let names = Names::of(config);
+    [names.tokens, names.positions, names.output].contains(&name)
+}
+
+/// The layers behind the last one, which predict tokens after the next one.
+pub(crate) fn prediction_layers(config: &ModelConfig) -> Range<usize> {
+    let modules = config.mtp.as_ref().map_or(0, |mtp| mtp.modules);
+    config.layers..config.layers + modules
 }
 
 /// The suffixes and prefixes in which the architectures differ.
@@ -183,6 +170,49 @@ impl<'a> Collector<'a> {
         }
     }
 
+    fn layer(&mut self, names: &Names, layer: usize) {
+        let (width, ffn) = (self.config.width, self.config.ffn_width);
+        let name = |suffix: &str| names.in_layer(layer, suffix);
+        self.norm(&name(names.attention_norm));
+        match (self.config.architecture, &self.config.mla) {
+            (_, Some(mla)) => self.latent_attention(mla, &name),
+            (Architecture::Gpt2, None) => {
+                let kv = self.config.kv_heads * self.config.head_dim();
+                self.linear(&name("attn.c_attn"), width, width + 2 * kv);
+                self.residual(&name("attn.c_proj"), width, width);
+            }
+            (_, None) => {
+                let kv = self.config.kv_heads * self.config.head_dim();
+                self.linear(&name("self_attn.q_proj"), width, width);
+                self.linear(&name("self_attn.k_proj"), width, kv);
+                self.linear(&name("self_attn.v_proj"), width, kv);
+                self.residual(&name("self_attn.o_proj"), width, width);
+            }
+        }
+        self.norm(&name(names.mlp_norm));
+        match &self.config.moe {
+            Some(moe) if layer >= moe.dense_layers => self.experts(moe, &name),
+            _ => {
+                if self.config.mlp == Mlp::Swiglu {
+                    self.linear(&name(names.gate), width, ffn);
+                }
+                self.linear(&name(names.up), width, ffn);
+                self.residual(&name(names.down), ffn, width);
+            }
+        }
+    }
+
+    /// A module of multi-token prediction: a layer with what leads into it and out of it.
+    fn prediction(&mut self, names: &Names, layer: usize) {
+        let name = |suffix: &str| names.in_layer(layer, suffix);
+        self.norm(&name("enorm"));
+        self.norm(&name("hnorm"));
+        let width = self.config.width;
+        self.linear(&name("eh_proj"), 2 * width, width);
+        self.layer(names, layer);
+        self.norm(&name("shared_head.norm"));
+    }
+
     fn latent_attention(&mut self, mla: &LatentConfig, name: &impl Fn(&str) -> String) {
         let (width, heads) = (self.config.width, self.config.heads);
         let queries = heads * mla.qk_head_dim();
@@ -249,6 +279,7 @@ impl<'a> Collector<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PredictionConfig;
 
     fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         parameters(config)
@@ -397,6 +428,32 @@ mod tests {
         assert_eq!(shapes(&config), expected.concat());
         let last = parameters(&config).pop().unwrap();
         assert_eq!(last.update, Update::Balance { rate: 1e-3 });
+
+        let config = ModelConfig {
+            mtp: Some(PredictionConfig::new(1)),
+            ..config
+        };
+        let joined: [(&str, &[usize]); 2] = [("enorm.weight", &[64]), ("hnorm.weight", &[64])];
+        let expected = [
+            whole("model.embed_tokens.weight", &[256, 64]),
+            in_layer(0, &attention),
+            in_layer(0, &dense),
+            in_layer(1, &attention),
+            in_layer(1, &experts),
+            whole("lm_head.weight", &[256, 64]),
+            in_layer(2, &[("eh_proj.weight", &[64, 128])]),
+            in_layer(2, &attention),
+            in_layer(2, &experts),
+            in_layer(0, &norms),
+            in_layer(1, &norms),
+            whole("model.norm.weight", &[64]),
+            in_layer(2, &joined),
+            in_layer(2, &norms),
+            in_layer(2, &[("shared_head.norm.weight", &[64])]),
+            in_layer(1, &[("mlp.gate.e_score_correction_bias", &[2])]),
+            in_layer(2, &[("mlp.gate.e_score_correction_bias", &[2])]),
+        ];
+        assert_eq!(shapes(&config), expected.concat());
     }
 
     #[test]

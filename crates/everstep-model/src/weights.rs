@@ -17,11 +17,18 @@ pub(crate) struct Weights {
     constants: Vec<Range<usize>>,
     places: BTreeMap<String, (usize, Vec<usize>)>,
     num_elements: usize,
+    /// Whether matrix products round their factors to 8 bits.
+    pub(crate) is_fp8: bool,
 }
 
 impl Weights {
     /// Zeros for `parameters` in their order.
-    pub(crate) fn new(parameters: Vec<ParameterSpec>, device: Device, dtype: Dtype) -> Self {
+    pub(crate) fn new(
+        parameters: Vec<ParameterSpec>,
+        device: Device,
+        dtype: Dtype,
+        is_fp8: bool,
+    ) -> Self {
         let mut num_elements = 0;
         let mut places = BTreeMap::new();
         for parameter in parameters {
@@ -36,6 +43,7 @@ impl Weights {
             constants: Vec::new(),
             places,
             num_elements,
+            is_fp8,
         }
     }
 
@@ -131,7 +139,7 @@ mod tests {
             parameter("b", &[1, 3]),
             parameter("c", &[2]),
         ];
-        let mut weights = Weights::new(parameters, Device::Cpu, Dtype::F32);
+        let mut weights = Weights::new(parameters, Device::Cpu, Dtype::F32, false);
         let c = weights.leaf(&["c".into()]);
         let ab = weights.leaf(&["a".into(), "b".into()]);
         weights.finish();

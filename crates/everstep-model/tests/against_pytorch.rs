@@ -191,7 +191,11 @@ fn balances(name: &str) {
     let expected_loss = f64::from(fixture.float("loss_sum")[0]);
     assert!((gradient.loss_sum - expected_loss).abs() <= TOLERANCE * expected_loss);
     let is_router = |it: &ParameterSpec| it.name.ends_with("mlp.gate.weight");
-    assert_eq!(parameters.iter().filter(|it| is_router(it)).count(), 2);
+    let modules = model.config().mtp.as_ref().map_or(0, |mtp| mtp.modules);
+    assert_eq!(
+        parameters.iter().filter(|it| is_router(it)).count(),
+        2 + modules
+    );
     let prefix = "gradient_balance";
     compare_some(&fixture, &parameters, prefix, &gradient.values, is_router);
 }
@@ -226,4 +230,10 @@ fn deepseek_v3() {
 fn deepseek_v3_with_groups_of_experts_latent_queries_and_yarn() {
     agrees("deepseek_v3_groups");
     balances("deepseek_v3_groups");
+}
+
+#[test]
+fn deepseek_v3_with_modules_that_predict_further_tokens() {
+    agrees("deepseek_v3_mtp");
+    balances("deepseek_v3_mtp");
 }

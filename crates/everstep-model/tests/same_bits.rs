@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use everstep_model::{
     Architecture, Batch, ExpertsConfig, LatentConfig, MicroBatch, Mlp, Model, ModelConfig, Norm,
-    Positions, SlotGradient, dropout_seed, parameters,
+    Positions, PredictionConfig, SlotGradient, dropout_seed, parameters,
 };
 use everstep_optim::{ComputeDtype, Layout};
 use everstep_protocol::random::{Purpose, Stream};
@@ -17,9 +17,32 @@ use tch::Device;
 /// The number of threads belongs to the process.
 static THREADS: Mutex<()> = Mutex::new(());
 
-fn model(config: &ModelConfig, dtype: ComputeDtype) -> Model {
+/// The tensors whose gradients differ.
+fn difference(config: &ModelConfig, a: &SlotGradient, b: &SlotGradient) -> String {
+    let mut offset = 0;
+    let mut names = Vec::new();
+    for parameter in parameters(config) {
+        let range = offset..offset + parameter.num_elements();
+        offset = range.end;
+        if a.values[range.clone()] != b.values[range] {
+            names.push(parameter.name);
+        }
+    }
+    format!("losses {} and {}, {names:?}", a.loss_sum, b.loss_sum)
+}
+
+#[derive(Clone, Copy)]
+enum Precision {
+    Plain(ComputeDtype),
+    Fp8,
+}
+
+fn model(config: &ModelConfig, precision: Precision) -> Model {
     let layout = Layout::new(parameters(config), 1 << 20).unwrap();
-    let mut model = Model::new(config, Device::Cpu, dtype).unwrap();
+    let mut model = match precision {
+        Precision::Plain(dtype) => Model::new(config, Device::Cpu, dtype).unwrap(),
+        Precision::Fp8 => Model::new_fp8(config, Device::Cpu).unwrap(),
+    };
     let mut offset = 0;
     for block in 0..layout.num_blocks() {
         let values = layout.initial_values(7, block);
@@ -125,7 +148,7 @@ fn shapes() -> Vec<(&'static str, ModelConfig, usize)> {
             16,
         ),
         (
-            "deepseek_v3 with groups of experts and dropout",
+            "deepseek_v3 with groups of experts, modules that predict further tokens and dropout",
             ModelConfig {
                 vocab_size: 101,
                 dropout: 0.1,
@@ -142,6 +165,7 @@ fn shapes() -> Vec<(&'static str, ModelConfig, usize)> {
                     balance_loss: 0.01,
                     ..ExpertsConfig::new(16, 4, 64)
                 }),
+                mtp: Some(PredictionConfig::new(2)),
                 ..ModelConfig::new(Architecture::DeepseekV3, 2, 4, 128, 64)
             },
             12,
@@ -149,7 +173,7 @@ fn shapes() -> Vec<(&'static str, ModelConfig, usize)> {
     ]
 }
 
-fn same_bits(dtype: ComputeDtype) {
+fn same_bits(precision: Precision) {
     let _threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
     for (name, config, rows) in shapes() {
         let micro_batches = if config.dropout > 0.0 { 2 } else { 1 };
@@ -157,7 +181,7 @@ fn same_bits(dtype: ComputeDtype) {
         let other = batch(&config, 1, 1, 2);
         let seed = dropout_seed(1, 2, 3);
         pin_threads(1).unwrap();
-        let mut first = model(&config, dtype);
+        let mut first = model(&config, precision);
         let expected = first.gradient(&slot, seed).unwrap();
         assert!(
             expected.values.iter().all(|value| value.is_finite()),
@@ -172,16 +196,18 @@ fn same_bits(dtype: ComputeDtype) {
         );
         let loss = first.evaluate(&slot).unwrap();
         pin_threads(2).unwrap();
+        let two = first.gradient(&slot, seed).unwrap();
         assert!(
-            bits(&first.gradient(&slot, seed).unwrap()) == bits(&expected),
-            "{name}: two threads"
+            bits(&two) == bits(&expected),
+            "{name}: two threads: {}",
+            difference(&config, &two, &expected)
         );
         assert_eq!(
             first.evaluate(&slot).unwrap(),
             loss,
             "{name}: evaluation with two threads"
         );
-        let mut second = model(&config, dtype);
+        let mut second = model(&config, precision);
         assert!(
             bits(&second.gradient(&slot, seed).unwrap()) == bits(&expected),
             "{name}: another model"
@@ -201,12 +227,17 @@ fn same_bits(dtype: ComputeDtype) {
 
 #[test]
 fn float32() {
-    same_bits(ComputeDtype::Float32);
+    same_bits(Precision::Plain(ComputeDtype::Float32));
 }
 
 #[test]
 fn bfloat16() {
-    same_bits(ComputeDtype::Bfloat16);
+    same_bits(Precision::Plain(ComputeDtype::Bfloat16));
+}
+
+#[test]
+fn fp8() {
+    same_bits(Precision::Fp8);
 }
 
 #[test]
@@ -222,7 +253,7 @@ fn models_in_one_process_do_not_share_their_dropout() {
     let expected: Vec<_> = (0..4)
         .map(|seed| {
             bits(
-                &model(&config, ComputeDtype::Float32)
+                &model(&config, Precision::Plain(ComputeDtype::Float32))
                     .gradient(&slot, seed)
                     .unwrap(),
             )
@@ -233,7 +264,7 @@ fn models_in_one_process_do_not_share_their_dropout() {
             let (config, slot) = (&config, &slot);
             scope.spawn(move || {
                 pin_threads(1).unwrap();
-                let mut model = model(config, ComputeDtype::Float32);
+                let mut model = model(config, Precision::Plain(ComputeDtype::Float32));
                 for _ in 0..8 {
                     assert!(
                         bits(&model.gradient(slot, seed as u64).unwrap()) == *expected,
@@ -255,10 +286,10 @@ fn bfloat16_is_near_float32() {
             ..config
         };
         let slot = batch(&config, 1, rows, 1);
-        let wide = model(&config, ComputeDtype::Float32)
+        let wide = model(&config, Precision::Plain(ComputeDtype::Float32))
             .gradient(&slot, 0)
             .unwrap();
-        let narrow = model(&config, ComputeDtype::Bfloat16)
+        let narrow = model(&config, Precision::Plain(ComputeDtype::Bfloat16))
             .gradient(&slot, 0)
             .unwrap();
         assert!(

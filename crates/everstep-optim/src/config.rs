@@ -6,9 +6,10 @@ use thiserror::Error;
 use everstep_protocol::Step;
 
 use crate::kernels::AdamStep;
+use crate::muon::{MuonConfig, MuonStep};
 use crate::schedule::Schedule;
 
-/// AdamW with decoupled decay, clipping by global norm and a learning-rate schedule. Everything is a pure function of the
+/// AdamW, or Muon and AdamW, with decoupled decay, clipping by global norm and a learning-rate schedule. Everything is a pure function of the
 /// step's number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +45,9 @@ pub struct OptimizerConfig {
     pub decay_steps: Option<u64>,
     /// Steps of the run.
     pub num_steps: u64,
+    /// Moves the matrices of layers by Muon instead. AdamW for all if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonConfig>,
 }
 
 fn default_betas() -> [f64; 2] {
@@ -95,6 +99,7 @@ impl OptimizerConfig {
             decay_end_step: None,
             decay_steps: None,
             num_steps,
+            muon: None,
         }
     }
 
@@ -144,6 +149,20 @@ impl OptimizerConfig {
             (1..=1 << 53).contains(&self.num_steps),
             "1 to 2^53",
         )?;
+        if let Some(muon) = &self.muon {
+            number(
+                "muon.momentum",
+                muon.momentum,
+                (0.0..1.0).contains(&muon.momentum),
+                "0 or more, below 1",
+            )?;
+            number(
+                "muon.rms",
+                muon.rms,
+                muon.rms > 0.0 && muon.rms <= 1e3,
+                "a number above 0, at most 1000",
+            )?;
+        }
         self.validate_schedule()
     }
 
@@ -255,6 +274,18 @@ impl OptimizerConfig {
             root_factor: (1.0 / (1.0 - libm::pow(beta2, count)).sqrt()) as f32,
             eps: self.eps as f32,
             step_size: (lr / (1.0 - libm::pow(beta1, count))) as f32,
+        }
+    }
+
+    /// Coefficients of a step of Muon.
+    pub(crate) fn muon_step(&self, step: Step, scale: f32) -> MuonStep {
+        let lr = self.learning_rate(step);
+        let muon = self.muon.clone().unwrap_or_default();
+        MuonStep {
+            scale,
+            keep: (1.0 - lr * self.weight_decay) as f32,
+            momentum: muon.momentum as f32,
+            rms: lr * muon.rms,
         }
     }
 }

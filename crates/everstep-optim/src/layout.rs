@@ -32,6 +32,8 @@ pub enum Init {
 pub enum Update {
     /// AdamW with weight decay (matrices).
     Decayed,
+    /// Muon with weight decay (whole matrices of layers).
+    Muon,
     /// AdamW without (norms and biases).
     Plain,
     /// A router's bias moves by `rate` against the sign of its gradient, which is the load of an expert above the mean: load balancing
@@ -46,7 +48,7 @@ impl Update {
     /// Groups lie in this order in the flattened vector.
     fn rank(self) -> u8 {
         match self {
-            Self::Decayed => 0,
+            Self::Decayed | Self::Muon => 0,
             Self::Plain => 1,
             Self::Balance { .. } => 2,
         }
@@ -57,7 +59,13 @@ impl Update {
             Self::Decayed => hasher.update(&[1]),
             Self::Plain => hasher.update(&[0]),
             Self::Balance { rate } => hasher.update(&[2]).update(&rate.to_le_bytes()),
+            Self::Muon => hasher.update(&[3]),
         };
+    }
+
+    /// Whether one may follow the other in the flattened vector. Only matrices may alternate.
+    fn may_precede(self, next: Self) -> bool {
+        self.rank() < next.rank() || (self.rank() == 0 && next.rank() == 0)
     }
 }
 
@@ -123,7 +131,7 @@ pub enum LayoutError {
     EmptyBlocks,
     /// A group is one range.
     #[error(
-        "parameter `{name}` belongs before its predecessor; first come those with weight decay, then those without, then routers' biases, \
+        "parameter `{name}` belongs before its predecessor; first come matrices, then those without, then routers' biases, \
          all with one rate"
     )]
     GroupOrder {
@@ -167,7 +175,8 @@ pub enum LayoutError {
 
 impl Layout {
     /// Lays out `parameters` in the given, canonical order and divides them in blocks of at most `block_elements`
-    /// elements each. Blocks of a group (of one [`Update`]) have sizes that differ by one element at most.
+    /// elements each. Blocks of a run of one [`Update`] have sizes that differ by one element at most; those of [`Update::Muon`] are
+    /// whole matrices.
     ///
     /// # Errors
     /// [`LayoutError`] if a parameter is unusable, or if groups are mixed.
@@ -212,16 +221,25 @@ impl Layout {
                 .filter(|&sum| sum <= isize::MAX as usize / 4)
                 .ok_or_else(shape_error)?;
             match groups.last_mut() {
-                Some((update, len)) if *update == parameter.update => *len += elements,
-                Some((update, _)) if update.rank() >= parameter.update.rank() => {
+                Some((update, len))
+                    if *update == parameter.update && parameter.update != Update::Muon =>
+                {
+                    *len += elements;
+                }
+                Some((update, _)) if !update.may_precede(parameter.update) => {
                     return Err(LayoutError::GroupOrder { name: name() });
                 }
                 _ => groups.push((parameter.update, elements)),
             }
         }
+        // A matrix that is made orthogonal is one block, however large.
+        let count_of = |update: Update, len: usize| match update {
+            Update::Muon => 1,
+            _ => len.div_ceil(block_elements),
+        };
         let num_blocks = groups
             .iter()
-            .map(|&(_, len)| len.div_ceil(block_elements))
+            .map(|&(update, len)| count_of(update, len))
             .sum::<usize>();
         if BlockId::try_from(num_blocks).is_err() {
             return Err(LayoutError::TooManyBlocks { num_blocks });
@@ -229,7 +247,7 @@ impl Layout {
         let mut blocks = Vec::with_capacity(num_blocks);
         let mut offset = 0;
         for (update, group_len) in groups {
-            let count = group_len.div_ceil(block_elements);
+            let count = count_of(update, group_len);
             for index in 0..count {
                 let len = group_len / count + usize::from(index < group_len % count);
                 blocks.push(Block {
@@ -266,6 +284,15 @@ impl Layout {
     /// Block number `block`. Panics if there is no such block.
     pub fn block(&self, block: BlockId) -> Block {
         self.blocks[block as usize]
+    }
+
+    /// Rows and columns of the first parameter in a block: its first dimension, and the product of all others. Panics if there is no such
+    /// block.
+    pub fn matrix(&self, block: BlockId) -> [usize; 2] {
+        let first = self.segments(block).next().map_or(0, |it| it.parameter);
+        let shape = &self.parameters[first].shape;
+        let rows = shape.first().copied().unwrap_or(1);
+        [rows, shape.iter().skip(1).product()]
     }
 
     /// Number of blocks.

@@ -10,6 +10,7 @@ use crate::config::{ConfigError, OptimizerConfig};
 use crate::gradient::Gradient;
 use crate::kernels;
 use crate::layout::{Layout, Update};
+use crate::muon;
 use crate::parameters::{ComputeDtype, Parameters};
 use crate::state::BlockState;
 
@@ -117,9 +118,10 @@ impl Numerics for TrainingNumerics {
     /// A gradient or loss that is not finite has infinite norm and loss: NaN would differ from itself, and its payload from
     /// machine to machine.
     fn report(&self, block: BlockId, gradient: &Gradient) -> GradientReport {
-        let squared_norm = match self.layout.block(block).update {
-            Update::Decayed | Update::Plain => kernels::squared_norm(gradient.values.as_slice()),
-            Update::Balance { .. } => 0.0,
+        let values = gradient.values.as_slice();
+        let (squared_norm, load_excess) = match self.layout.block(block).update {
+            Update::Decayed | Update::Muon | Update::Plain => (kernels::squared_norm(values), 0.0),
+            Update::Balance { .. } => (0.0, f64::from(values.iter().copied().fold(0.0, f32::max))),
         };
         let canonical = |value: f64| {
             if value.is_finite() {
@@ -133,6 +135,7 @@ impl Numerics for TrainingNumerics {
             finite: squared_norm.is_finite() && gradient.loss_sum.is_finite(),
             loss_sum: canonical(gradient.loss_sum),
             tokens: gradient.tokens,
+            load_excess,
             history: History::default(),
         }
     }
@@ -169,6 +172,9 @@ impl Numerics for TrainingNumerics {
             gradient_norm,
             loss,
             tokens,
+            load_excess: reports
+                .iter()
+                .fold(0.0, |most, report| report.load_excess.max(most)),
         }
     }
 
@@ -187,6 +193,16 @@ impl Numerics for TrainingNumerics {
         let decay = match self.layout.block(block).update {
             Update::Decayed => true,
             Update::Plain => false,
+            Update::Muon => {
+                muon::muon(
+                    state.parameters.make_mut(),
+                    state.first_moment.make_mut(),
+                    gradient.values.as_slice(),
+                    self.layout.matrix(block),
+                    &self.config.muon_step(step, decision.scale),
+                );
+                return;
+            }
             Update::Balance { rate } => {
                 let excess = gradient.values.as_slice();
                 kernels::balance(state.parameters.make_mut(), excess, rate);

@@ -1,4 +1,5 @@
-//! Ten steps agree with `torch.optim.AdamW`, `clip_grad_norm_` and nanoGPT's schedule (fixtures/make_adamw.py).
+//! Ten steps agree with `torch.optim.AdamW`, `clip_grad_norm_` and nanoGPT's schedule (fixtures/make_adamw.py), and ten with
+//! `torch.optim.Muon` (fixtures/make_muon.py).
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,15 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use everstep_optim::{
-    BlockState, ComputeDtype, Gradient, Init, Layout, OptimizerConfig, ParameterSpec, Schedule,
-    TrainingNumerics, Update,
+    BlockState, ComputeDtype, Gradient, Init, Layout, MuonConfig, OptimizerConfig, ParameterSpec,
+    Schedule, TrainingNumerics, Update,
 };
 use everstep_protocol::{Numerics, Step};
 use safetensors::SafeTensors;
 
 const NUM_STEPS: u64 = 10;
 const TOKENS: u64 = 48;
-const NAMES: [&str; 2] = ["matrix", "bias"];
 
 fn numbers<const BYTES: usize>(fixture: &SafeTensors<'_>, name: &str) -> Vec<[u8; BYTES]> {
     fixture
@@ -26,9 +26,9 @@ fn numbers<const BYTES: usize>(fixture: &SafeTensors<'_>, name: &str) -> Vec<[u8
         .collect()
 }
 
-/// Both tensors of the fixture, as one vector in the layout's order.
-fn vector(fixture: &SafeTensors<'_>, suffix: &str) -> Vec<f32> {
-    NAMES
+/// The named tensors of the fixture, as one vector in the layout's order.
+fn vector(fixture: &SafeTensors<'_>, names: &[&str], suffix: &str) -> Vec<f32> {
+    names
         .iter()
         .flat_map(|name| numbers(fixture, &format!("{name}.{suffix}")))
         .map(f32::from_le_bytes)
@@ -54,26 +54,51 @@ fn assert_close(actual: &[f32], expected: &[f32], what: &str) {
     }
 }
 
+fn read(fixture: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    std::fs::read(folder.join(fixture)).unwrap()
+}
+
+fn parameter(fixture: &SafeTensors<'_>, name: &str, update: Update) -> ParameterSpec {
+    let initial = fixture.tensor(&format!("{name}.initial")).unwrap();
+    ParameterSpec {
+        name: name.into(),
+        shape: initial.shape().to_vec(),
+        init: Init::Zeros,
+        update,
+    }
+}
+
+/// A vector's blocks.
+fn cut(layout: &Layout, values: Vec<f32>) -> Vec<Vec<f32>> {
+    let blocks = layout.blocks().iter();
+    blocks
+        .map(|block| values[block.offset..block.offset + block.len].to_vec())
+        .collect()
+}
+
+/// A part of all blocks' states, as one vector.
+fn joined(part: fn(&BlockState) -> &[f32], states: &[BlockState]) -> Vec<f32> {
+    states
+        .iter()
+        .flat_map(|state| part(state).to_vec())
+        .collect()
+}
+
 #[test]
 fn ten_steps_agree_with_pytorch() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adamw.safetensors");
-    let bytes = std::fs::read(path).unwrap();
+    let bytes = read("adamw.safetensors");
     let fixture = SafeTensors::deserialize(&bytes).unwrap();
-    let parameters = NAMES
+    let names = ["matrix", "bias"];
+    let parameters = names
         .iter()
-        .map(|&name| ParameterSpec {
-            name: name.into(),
-            shape: fixture
-                .tensor(&format!("{name}.initial"))
-                .unwrap()
-                .shape()
-                .to_vec(),
-            init: Init::Zeros,
-            update: if name == "matrix" {
+        .map(|&name| {
+            let update = if name == "matrix" {
                 Update::Decayed
             } else {
                 Update::Plain
-            },
+            };
+            parameter(&fixture, name, update)
         })
         .collect();
     // Small, so that the matrix has several blocks.
@@ -87,21 +112,9 @@ fn ten_steps_agree_with_pytorch() {
     };
     let numerics =
         TrainingNumerics::new(Arc::clone(&layout), config, ComputeDtype::Float32).unwrap();
-    let cut = |values: Vec<f32>| -> Vec<Vec<f32>> {
-        layout
-            .blocks()
-            .iter()
-            .map(|block| values[block.offset..block.offset + block.len].to_vec())
-            .collect()
-    };
-    let joined = |part: fn(&BlockState) -> &[f32], states: &[BlockState]| -> Vec<f32> {
-        states
-            .iter()
-            .flat_map(|state| part(state).to_vec())
-            .collect()
-    };
+    let cut = |values| cut(&layout, values);
 
-    let mut states: Vec<BlockState> = cut(vector(&fixture, "initial"))
+    let mut states: Vec<BlockState> = cut(vector(&fixture, &names, "initial"))
         .into_iter()
         .map(BlockState::new)
         .collect();
@@ -112,10 +125,11 @@ fn ten_steps_agree_with_pytorch() {
         "{norms:?}"
     );
     for step in 0..NUM_STEPS {
-        let gradients: Vec<Gradient> = cut(vector(&fixture, &format!("gradient_sum.{step}")))
-            .into_iter()
-            .map(|values| Gradient::new(values, 1.0, TOKENS))
-            .collect();
+        let gradients: Vec<Gradient> =
+            cut(vector(&fixture, &names, &format!("gradient_sum.{step}")))
+                .into_iter()
+                .map(|values| Gradient::new(values, 1.0, TOKENS))
+                .collect();
         let reports: Vec<_> = gradients
             .iter()
             .zip(0..)
@@ -138,12 +152,67 @@ fn ten_steps_agree_with_pytorch() {
         let actual = joined(|state| state.parameters.as_slice(), &states);
         assert_close(
             &actual,
-            &vector(&fixture, &step.to_string()),
+            &vector(&fixture, &names, &step.to_string()),
             &format!("parameters after step {step}"),
         );
     }
     let first = joined(|state| state.first_moment.as_slice(), &states);
-    assert_close(&first, &vector(&fixture, "first_moment"), "first moment");
+    assert_close(
+        &first,
+        &vector(&fixture, &names, "first_moment"),
+        "first moment",
+    );
     let second = joined(|state| state.second_moment.as_slice(), &states);
-    assert_close(&second, &vector(&fixture, "second_moment"), "second moment");
+    assert_close(
+        &second,
+        &vector(&fixture, &names, "second_moment"),
+        "second moment",
+    );
+}
+
+#[test]
+fn ten_steps_of_muon_agree_with_pytorch() {
+    let bytes = read("muon.safetensors");
+    let fixture = SafeTensors::deserialize(&bytes).unwrap();
+    let names = ["wide", "tall", "square"];
+    let parameters = names
+        .iter()
+        .map(|name| parameter(&fixture, name, Update::Muon))
+        .collect();
+    // Blocks are whole matrices even if they are larger.
+    let layout = Arc::new(Layout::new(parameters, 32).unwrap());
+    assert_eq!(layout.num_blocks(), 3);
+    let config = OptimizerConfig {
+        schedule: Schedule::Constant,
+        grad_clip: 0.0,
+        muon: Some(MuonConfig::default()),
+        ..OptimizerConfig::new(1e-2, NUM_STEPS)
+    };
+    let numerics =
+        TrainingNumerics::new(Arc::clone(&layout), config, ComputeDtype::Float32).unwrap();
+    let mut states: Vec<BlockState> = cut(&layout, vector(&fixture, &names, "initial"))
+        .into_iter()
+        .map(BlockState::new)
+        .collect();
+    for step in 0..NUM_STEPS {
+        let sums = vector(&fixture, &names, &format!("gradient_sum.{step}"));
+        let gradients: Vec<Gradient> = cut(&layout, sums)
+            .into_iter()
+            .map(|values| Gradient::new(values, 1.0, TOKENS))
+            .collect();
+        let reports: Vec<_> = (0..)
+            .zip(&gradients)
+            .map(|(block, gradient)| numerics.report(block, gradient))
+            .collect();
+        let decision = numerics.decide(Step(step), &reports);
+        for (block, (gradient, state)) in gradients.iter().zip(&mut states).enumerate() {
+            numerics.apply(block as u32, Step(step), &decision, gradient, state);
+        }
+        let actual = joined(|state| state.parameters.as_slice(), &states);
+        let expected = vector(&fixture, &names, &step.to_string());
+        assert_close(&actual, &expected, &format!("parameters after step {step}"));
+    }
+    let first = joined(|state| state.first_moment.as_slice(), &states);
+    let expected = vector(&fixture, &names, "first_moment");
+    assert_close(&first, &expected, "first moment");
 }

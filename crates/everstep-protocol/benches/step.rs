@@ -43,6 +43,7 @@ impl Numerics for Toy {
             finite: true,
             loss_sum: 1.0,
             tokens: 1,
+            load_excess: 0.0,
             history: History::default(),
         }
     }
@@ -54,6 +55,7 @@ impl Numerics for Toy {
             gradient_norm: reports.iter().map(|report| report.squared_norm).sum(),
             loss: 1.0,
             tokens: 1,
+            load_excess: 0.0,
             is_spike: false,
             history: History::default(),
         }

@@ -79,6 +79,8 @@ pub struct GradientReport {
     pub loss_sum: f64,
     /// Number of target tokens of all slots.
     pub tokens: u64,
+    /// Of a block of routers' biases: its greatest value, by how much the fullest expert's load lies above the mean. Else 0.
+    pub load_excess: f64,
     /// What the block's state says of the steps before.
     pub history: History,
 }
@@ -96,6 +98,8 @@ pub struct Decision {
     pub loss: f64,
     /// Number of target tokens.
     pub tokens: u64,
+    /// Greatest [`GradientReport::load_excess`].
+    pub load_excess: f64,
     /// Whether it is skipped because its loss is a spike.
     pub is_spike: bool,
     /// The history with this step. It is the one before if a spike was skipped, but for the number of skips.

@@ -59,6 +59,7 @@ pub(crate) fn report(squared_norm: f64) -> GradientReport {
         finite: true,
         loss_sum: 0.0,
         tokens: 1,
+        load_excess: 0.0,
         history: History::default(),
     }
 }
@@ -70,6 +71,7 @@ pub(crate) fn decision(gradient_norm: f64) -> Decision {
         gradient_norm,
         loss: 0.0,
         tokens: 1,
+        load_excess: 0.0,
         is_spike: false,
         history: History::default(),
     }

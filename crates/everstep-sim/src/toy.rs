@@ -56,6 +56,7 @@ impl Numerics for Toy {
             finite: !gradient.hash.is_multiple_of(23),
             loss_sum: gradient.loss_sum,
             tokens: gradient.num_slots,
+            load_excess: 0.0,
             history: History::default(),
         }
     }
@@ -83,6 +84,7 @@ impl Numerics for Toy {
             gradient_norm: (hash >> 12) as f64,
             loss,
             tokens,
+            load_excess: 0.0,
         }
     }
 

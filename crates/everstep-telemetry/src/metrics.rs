@@ -38,6 +38,9 @@ pub struct StepMetrics {
     /// Mean loss per token on held-out text with the parameters after the step, where one was computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
+    /// Of a model with experts: how many times the mean of its layer the fullest expert of all was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert_load: Option<f64>,
 }
 
 /// A float that JSON may not be able to hold: what is not finite is written as `null` and read as NaN.
@@ -238,6 +241,7 @@ mod tests {
             step_seconds: 0.5,
             time: "2026-11-24T17:59:47.227Z".into(),
             validation_loss: None,
+            expert_load: None,
         }
     }
 
@@ -252,6 +256,7 @@ mod tests {
             log.append(&StepMetrics {
                 loss: f64::NAN,
                 validation_loss: Some(1.5),
+                expert_load: Some(1.25),
                 ..row(1)
             })
             .unwrap()
@@ -262,7 +267,7 @@ mod tests {
              \"tokens_per_second\":8192.0,\"step_seconds\":0.5,\"time\":\"2026-11-24T17:59:47.227Z\"}\n\
              {\"step\":1,\"loss\":null,\"grad_norm\":0.3333333333333333,\"lr\":0.001,\"tokens\":4096,\
              \"tokens_per_second\":8192.0,\"step_seconds\":0.5,\"time\":\"2026-11-24T17:59:47.227Z\",\
-             \"validation_loss\":1.5}\n"
+             \"validation_loss\":1.5,\"expert_load\":1.25}\n"
         );
         let rows = MetricsLog::read(&path).unwrap();
         assert_eq!(rows[0], row(0));

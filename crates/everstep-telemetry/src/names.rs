@@ -145,6 +145,13 @@ pub mod metric {
         labels: &["run"],
         help: "wall time from the previous commit to this one",
     };
+    /// Balance of experts.
+    pub const EXPERT_LOAD: Metric = Metric {
+        name: "expert_load",
+        unit: "1",
+        labels: &["run"],
+        help: "how many times the mean of its layer the fullest expert was chosen",
+    };
 
     /// All of them, in the order of `metrics.jsonl`.
     pub const ALL: &[Metric] = &[
@@ -155,5 +162,6 @@ pub mod metric {
         TOKENS_PER_SECOND,
         STEP_SECONDS,
         VALIDATION_LOSS,
+        EXPERT_LOAD,
     ];
 }

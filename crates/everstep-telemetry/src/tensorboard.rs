@@ -106,7 +106,7 @@ impl TensorBoard {
     }
 
     /// Writes the curves' points of a committed step, at its `time` (now, if that is empty): loss, gradient norm,
-    /// learning rate, tokens per second, and the validation loss where there is one.
+    /// learning rate, tokens per second, the validation loss where there is one, and the balance of experts.
     ///
     /// Call it for the steps that [`MetricsLog::append`](crate::MetricsLog::append) really appended.
     ///
@@ -122,6 +122,9 @@ impl TensorBoard {
         ];
         if let Some(loss) = metrics.validation_loss {
             scalars.push((metric::VALIDATION_LOSS.name, loss));
+        }
+        if let Some(load) = metrics.expert_load {
+            scalars.push((metric::EXPERT_LOAD.name, load));
         }
         self.scalars(metrics.step, time, &scalars)
     }

@@ -1,4 +1,4 @@
-//! libtorch: CUDA loading, devices, threads, what a strict run must find again, tensors as bytes.
+//! libtorch: CUDA loading, devices, threads, what a strict run must find again, tensors as bytes, operations that its Rust binding lacks.
 //!
 //! Everything here is about the library itself; architectures and losses live in `everstep-model`.
 
@@ -9,6 +9,7 @@ mod cuda;
 mod device;
 mod dtype;
 mod error;
+pub mod fp8;
 mod library;
 mod platform;
 mod threads;

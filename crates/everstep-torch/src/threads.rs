@@ -12,11 +12,14 @@ use crate::TorchError;
 /// - OpenMP's threads wait for each other by spinning shortly, then sleep. Spinning as long as they do by default, two threads that share
 ///   their cores with other processes ran ten times slower than one: each spins at every barrier while the other does not get to
 ///   run. Sleeping at once cost a third of the small example's speed on an idle machine (75 ms a step; 45 ms with this).
+/// - MKL adds up a product in the same order whatever the number of threads. By default it divides the inner dimension among them where it is
+///   long, on some processors from 1,024 on. It costs nothing that could be measured.
 /// - glibc keeps freed memory. By default every buffer of gradients is mapped, zeroed by page faults and unmapped again: a
 ///   step's overhead outside the model was 9 ms that way on a busy machine, and 2.5 ms with memory that is kept.
-pub const RUNTIME: [(&str, &str); 4] = [
+pub const RUNTIME: [(&str, &str); 5] = [
     ("OMP_WAIT_POLICY", "passive"),
     ("GOMP_SPINCOUNT", "10000"),
+    ("MKL_CBWR", "AUTO,STRICT"),
     ("MALLOC_MMAP_THRESHOLD_", "4294967296"),
     ("MALLOC_TRIM_THRESHOLD_", "4294967296"),
 ];

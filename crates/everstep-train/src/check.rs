@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use everstep_data::DataError;
-use everstep_optim::{OptimizerConfig, Schedule};
+use everstep_optim::{ComputeDtype, OptimizerConfig, Schedule};
 
 use crate::error::RunFileError;
 use crate::safeguards;
@@ -128,6 +128,10 @@ pub(crate) fn check(file: &Path, mut sections: RunFile) -> Result<RunFile, RunFi
             ),
         );
     }
+    if compute.fp8 && compute.dtype != ComputeDtype::Bfloat16 {
+        let allowed = "is true; allowed: with compute.dtype = \"bfloat16\" only";
+        return wrong("compute.fp8", allowed.into());
+    }
     at_least_one(file, "compute.threads", compute.threads.unwrap_or(1) as u64)?;
     at_least_one(file, "evaluation.rows", evaluation.rows as u64)?;
     if evaluation.every > 0 && !data.has_validation() {
@@ -245,6 +249,7 @@ pub(crate) fn optimizer_config(section: &OptimizerSection, steps: u64) -> Optimi
         warmup_steps: section.warmup_steps,
         decay_end_step: section.decay_end_step,
         decay_steps: section.decay_steps.or(by_fraction),
+        muon: section.muon.clone(),
         ..OptimizerConfig::new(section.lr, steps)
     }
 }

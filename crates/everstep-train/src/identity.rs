@@ -9,7 +9,7 @@ use crate::safeguards::LossSpike;
 
 /// Fields, and sections, that decide the final weights. Everything else (evaluation, checkpoints, replication, threads, where
 /// to stop) may change when a run goes on.
-const NUMERIC: [&str; 12] = [
+const NUMERIC: [&str; 13] = [
     "run.seed",
     "run.steps",
     "run.determinism",
@@ -18,6 +18,7 @@ const NUMERIC: [&str; 12] = [
     "batch.",
     "optimizer.",
     "compute.dtype",
+    "compute.fp8",
     "cluster.block_params",
     "policy.loss_spike",
     "policy.spike_sd",

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use everstep_data::DataConfig;
-use everstep_model::ModelConfig;
-use everstep_optim::OptimizerConfig;
+use everstep_model::{ModelConfig, spec};
+use everstep_optim::{OptimizerConfig, ParameterSpec, Update};
 use serde::Serialize;
 
 use crate::error::RunFileError;
@@ -116,6 +116,20 @@ impl RunConfig {
     /// The optimizer of this run.
     pub fn optimizer(&self) -> OptimizerConfig {
         check::optimizer_config(&self.optimizer, self.run.steps)
+    }
+
+    /// The model's parameters in canonical order, each with what the optimizer does to it.
+    pub fn parameters(&self) -> Vec<ParameterSpec> {
+        let mut parameters = everstep_model::parameters(&self.model);
+        if self.optimizer.muon.is_some() {
+            for parameter in &mut parameters {
+                let is_table = spec::is_table(&self.model, &parameter.name);
+                if parameter.update == Update::Decayed && !is_table {
+                    parameter.update = Update::Muon;
+                }
+            }
+        }
+        parameters
     }
 
     /// What belongs to `[optimizer]` and concerns workers.

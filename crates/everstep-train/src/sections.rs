@@ -4,7 +4,7 @@ use std::fmt;
 
 use everstep_data::DataConfig;
 use everstep_model::ModelConfig;
-use everstep_optim::{ComputeDtype, Schedule};
+use everstep_optim::{ComputeDtype, MuonConfig, Schedule};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint_every::CheckpointEvery;
@@ -125,7 +125,7 @@ fn default_micro_batches() -> usize {
     1
 }
 
-/// `[optimizer]`: AdamW with decoupled decay; see [`everstep_optim::OptimizerConfig`] for what each field means.
+/// `[optimizer]`: AdamW, or Muon and AdamW, with decoupled decay; see [`everstep_optim::OptimizerConfig`] for what each field means.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerSection {
@@ -164,6 +164,9 @@ pub struct OptimizerSection {
     /// Coefficient of the z-loss, `sum(logsumexp(logits)^2)`. 0 (off) if left out.
     #[serde(default)]
     pub z_loss: f64,
+    /// `[optimizer.muon]`: moves the matrices of layers by Muon instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonConfig>,
 }
 
 fn default_betas() -> [f64; 2] {
@@ -188,6 +191,9 @@ fn default_grad_clip() -> f64 {
 pub struct ComputeConfig {
     /// Type of parameters and activations in workers, `float32` or `bfloat16`; master weights are always float32.
     pub dtype: ComputeDtype,
+    /// Whether matrix products round their factors to 8 bits with a scale for each tile, as DeepSeek-V3 does; needs `dtype = "bfloat16"`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub fp8: bool,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
     /// Intra-op threads of a worker; if left out the machine's cores divided by its workers, at least 1.
@@ -199,6 +205,7 @@ impl Default for ComputeConfig {
     fn default() -> Self {
         Self {
             dtype: ComputeDtype::Float32,
+            fp8: false,
             device: "auto".into(),
             threads: None,
         }

@@ -117,7 +117,8 @@ fn pip(workspace: &Workspace, place: &Place) -> Result<Command> {
 fn npm(workspace: &Workspace) -> Result<Command> {
     let bin = workspace.venv().join("bin");
     let own = bin.join("npm");
-    if !own.exists() && !(process::is_there("npm") && process::is_there("node")) {
+    let has_node = process::is_there("npm") && process::is_there("node");
+    if !has_node && !own.exists() {
         process::run(pip(workspace, &Place::Environment)?.arg(NODE))
             .with_context(|| format!("the tests need Node.js, and pip cannot install {NODE}"))?;
     }

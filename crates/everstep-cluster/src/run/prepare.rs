@@ -178,7 +178,7 @@ impl RunContext {
         dataset: Dataset,
     ) -> Result<Self, RunError> {
         let user = |error: &dyn std::fmt::Display| RunError::User(error.to_string());
-        let parameters = everstep_model::parameters(&config.model);
+        let parameters = config.parameters();
         let layout =
             Arc::new(Layout::new(parameters, config.cluster.block_params).map_err(|e| user(&e))?);
         let numerics =
@@ -186,6 +186,13 @@ impl RunContext {
                 .map_err(|e| user(&e))?
                 .with_policy(config.policy.losses());
         let data = PretrainingData::new(&config, Arc::new(dataset))?;
+        let end = data.dataset().manifest().tokenizer.eot;
+        if config.data.document_mask && end.is_none() {
+            return Err(RunError::User(
+                "data.document_mask: is true; allowed: with a tokenizer that has an end-of-text token, of kind bpe or file"
+                    .to_owned(),
+            ));
+        }
         let objective = Pretraining::new(&config);
         everstep_torch::load_cuda();
         let device = everstep_torch::select_device(&config.compute.device).map_err(|e| user(&e))?;

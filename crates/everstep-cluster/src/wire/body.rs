@@ -42,6 +42,7 @@ pub(super) struct Report {
     pub(super) finite: bool,
     pub(super) loss_sum: f64,
     pub(super) tokens: u64,
+    pub(super) load_excess: f64,
     pub(super) history: History,
 }
 
@@ -110,6 +111,7 @@ pub(super) struct Decision {
     pub(super) gradient_norm: f64,
     pub(super) loss: f64,
     pub(super) tokens: u64,
+    pub(super) load_excess: f64,
     pub(super) is_spike: bool,
     pub(super) history: History,
 }

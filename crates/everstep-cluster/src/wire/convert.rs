@@ -151,6 +151,7 @@ fn step_to_wire(message: StepMessage) -> Body {
                 gradient_norm,
                 loss,
                 tokens,
+                load_excess,
                 is_spike,
                 history,
             } = decision;
@@ -160,6 +161,7 @@ fn step_to_wire(message: StepMessage) -> Body {
                 gradient_norm,
                 loss,
                 tokens,
+                load_excess,
                 is_spike,
                 history: history_to_wire(history),
             };
@@ -440,6 +442,7 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
                 gradient_norm,
                 loss,
                 tokens,
+                load_excess,
                 is_spike,
                 history,
             } = decision;
@@ -449,6 +452,7 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
                 gradient_norm,
                 loss,
                 tokens,
+                load_excess,
                 is_spike,
                 history: history_from_wire(&history),
             };

@@ -192,6 +192,7 @@ pub(super) fn report_to_wire(report: GradientReport) -> body::Report {
         finite,
         loss_sum,
         tokens,
+        load_excess,
         history,
     } = report;
     body::Report {
@@ -199,6 +200,7 @@ pub(super) fn report_to_wire(report: GradientReport) -> body::Report {
         finite,
         loss_sum,
         tokens,
+        load_excess,
         history: history_to_wire(history),
     }
 }
@@ -209,6 +211,7 @@ pub(super) fn report_from_wire(wire: &body::Report) -> GradientReport {
         finite: wire.finite,
         loss_sum: wire.loss_sum,
         tokens: wire.tokens,
+        load_excess: wire.load_excess,
         history: history_from_wire(&wire.history),
     }
 }

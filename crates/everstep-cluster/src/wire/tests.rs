@@ -13,7 +13,7 @@ use super::*;
 use crate::topology::ActorRole;
 
 /// One line per message: its name, its archive and its payload in hexadecimal. Lines are added, never changed.
-const GOLDEN: &str = include_str!("golden-2.txt");
+const GOLDEN: &str = include_str!("golden-3.txt");
 
 fn envelope() -> Envelope {
     Envelope {
@@ -60,6 +60,7 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
         finite: true,
         loss_sum: 1.25,
         tokens: 6,
+        load_excess: 0.75,
         history,
     };
     let decision = Decision {
@@ -68,6 +69,7 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
         gradient_norm: 1.5,
         loss: 2.5,
         tokens: 6,
+        load_excess: 1.5,
         is_spike: false,
         history,
     };

@@ -6,8 +6,8 @@ use tch::Tensor;
 use crate::attention::attend;
 use crate::cache::Cache;
 use crate::config::{LatentConfig, ModelConfig, RopeScaling};
+use crate::layer::Pass;
 use crate::layers::{Linear, Normalize};
-use crate::rotary::Rotary;
 use crate::spec::Names;
 use crate::weights::Weights;
 
@@ -76,14 +76,9 @@ impl LatentAttention {
     }
 
     /// `[rows * columns, width]` to the same. With a cache, the tokens follow those that it holds.
-    pub(crate) fn forward(
-        &self,
-        x: &Tensor,
-        columns: i64,
-        rotary: &Rotary,
-        dropout: f64,
-        cache: Option<&mut Cache>,
-    ) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor, pass: Pass<'_>, cache: Option<&mut Cache>) -> Tensor {
+        let (columns, rotary) = (pass.columns, pass.rotary);
+        let rotary = rotary.expect("a model with latent attention rotates its positions");
         let tokens = x.size()[0];
         let rows = tokens / columns;
         let start = cache.as_ref().map_or(0, |cache| cache.len());
@@ -114,9 +109,9 @@ impl LatentAttention {
             None => (latent_b1kc, k_b1kr),
         };
         let attended_bhqv = if is_decoding {
-            self.absorbed(&q_bhqn, &q_bhqr, &latent_b1kc, &k_b1kr)
+            self.absorbed(&q_bhqn, &q_bhqr, &latent_b1kc, &k_b1kr, pass)
         } else {
-            self.plain(&q_bhqn, &q_bhqr, &latent_b1kc, &k_b1kr, dropout)
+            self.plain(&q_bhqn, &q_bhqr, &latent_b1kc, &k_b1kr, pass)
         };
         let joined = attended_bhqv
             .transpose(1, 2)
@@ -131,7 +126,7 @@ impl LatentAttention {
         q_bhqr: &Tensor,
         latent_b1kc: &Tensor,
         k_b1kr: &Tensor,
-        dropout: f64,
+        pass: Pass<'_>,
     ) -> Tensor {
         let [rows, _, held, _] = latent_b1kc.size()[..] else {
             unreachable!("latents have four dimensions")
@@ -145,7 +140,7 @@ impl LatentAttention {
         let keys = Tensor::cat(&[made[0].transpose(1, 2), k_bhkr], 3);
         let queries = Tensor::cat(&[q_bhqn, q_bhqr], 3);
         let values = made[1].transpose(1, 2);
-        attend(&queries, &keys, &values, dropout, Some(self.scale))
+        attend(&queries, &keys, &values, pass, Some(self.scale))
     }
 
     /// The same without them, for a few queries: W^UK moves to the queries and W^UV behind the sum, so that latents are keys and values.
@@ -155,6 +150,7 @@ impl LatentAttention {
         q_bhqr: &Tensor,
         latent_b1kc: &Tensor,
         k_b1kr: &Tensor,
+        pass: Pass<'_>,
     ) -> Tensor {
         let up = self
             .up
@@ -174,7 +170,7 @@ impl LatentAttention {
             &queries,
             &in_all_heads(&keys),
             &in_all_heads(latent_b1kc),
-            0.0,
+            pass,
             Some(self.scale),
         );
         attended_bhqc.matmul(&up_value_hvc.transpose(1, 2))

@@ -9,7 +9,7 @@ use std::ops::Range;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::config::{ExpertsConfig, ModelConfig};
-use crate::layers::FeedForward;
+use crate::layers::{FeedForward, product};
 use crate::spec::Names;
 use crate::weights::Weights;
 
@@ -35,6 +35,7 @@ pub(crate) struct Experts {
     /// `[e * w, f]`.
     down: Tensor,
     shared: FeedForward,
+    is_fp8: bool,
     config: ExpertsConfig,
 }
 
@@ -62,6 +63,7 @@ impl Experts {
             gate_up: weights.leaf(&gate_up),
             down: weights.leaf(&down),
             shared: FeedForward::new(weights, config, shared),
+            is_fp8: weights.is_fp8,
             config: moe.clone(),
         }
     }
@@ -145,8 +147,11 @@ impl Experts {
         let ends_e = load_e.cumsum(0, Kind::Int64).to_kind(Kind::Int);
         let experts = self.config.experts as i64;
         let product = |x: &Tensor, matrices: &Tensor| {
-            let matrices = matrices.view([experts, -1, x.size()[1]]).transpose(1, 2);
-            x.internal_grouped_mm(&matrices, Some(&ends_e), None, None)
+            let matrices = matrices.view([experts, -1, x.size()[1]]);
+            // Some expert has an odd number of tokens.
+            product(self.is_fp8, false, x, &matrices, |x, matrices| {
+                x.internal_grouped_mm(&matrices.transpose(1, 2), Some(&ends_e), None, None)
+            })
         };
         let sorted = rows(x, &order.floor_divide_scalar(per_token));
         let halves = product(&sorted, &self.gate_up).chunk(2, 1);

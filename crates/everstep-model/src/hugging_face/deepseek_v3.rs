@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use super::fields::{Fields, missing, unusable};
 use super::{HuggingFaceError, Role, rotation};
-use crate::config::{Architecture, ExpertsConfig, LatentConfig, ModelConfig};
+use crate::config::{Architecture, ExpertsConfig, LatentConfig, ModelConfig, PredictionConfig};
+use crate::spec::prediction_layers;
 
 /// A configuration of ours has both tables, or it would not be valid.
 fn tables(config: &ModelConfig) -> Result<(&LatentConfig, &ExpertsConfig), HuggingFaceError> {
@@ -52,7 +53,7 @@ pub(super) fn to_json(config: &ModelConfig) -> Result<Value, HuggingFaceError> {
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
         "aux_loss_alpha": moe.balance_loss,
-        "num_nextn_predict_layers": 0,
+        "num_nextn_predict_layers": config.mtp.as_ref().map_or(0, |mtp| mtp.modules),
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
@@ -106,6 +107,10 @@ pub(super) fn from_json(fields: &Fields<'_>) -> Result<ModelConfig, HuggingFaceE
         routed_scale: fields.number("routed_scaling_factor", 2.5)?,
         ..moe
     });
+    config.mtp = match fields.count("num_nextn_predict_layers", Some(0))? {
+        0 => None,
+        modules => Some(PredictionConfig::new(modules)),
+    };
     match fields.text("hidden_act", "silu")? {
         "silu" | "swish" => {}
         other => return Err(unusable("hidden_act", other, "silu")),
@@ -119,13 +124,22 @@ pub(super) fn from_json(fields: &Fields<'_>) -> Result<ModelConfig, HuggingFaceE
     Ok(config)
 }
 
-/// Modules for multi-token prediction stand behind the last layer and are no part of the model.
+/// Modules for multi-token prediction stand behind the last layer; those that are not trained are passed over, and so are their copies of
+/// the model's embedding and output matrix.
 pub(super) fn role(config: &ModelConfig, name: &str) -> Role {
-    let layer = name
+    let in_layer = name
         .strip_prefix("model.layers.")
-        .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-    let is_prediction = layer.is_some_and(|layer| layer >= config.layers);
-    if is_prediction || name.ends_with(".rotary_emb.inv_freq") {
+        .and_then(|rest| rest.split_once('.'));
+    if let Some((layer, suffix)) = in_layer
+        && let Ok(layer) = layer.parse::<usize>()
+        && layer >= config.layers
+    {
+        let is_copy = matches!(suffix, "embed_tokens.weight" | "shared_head.head.weight");
+        if is_copy || layer >= prediction_layers(config).end {
+            return Role::Derived;
+        }
+    }
+    if name.ends_with(".rotary_emb.inv_freq") {
         return Role::Derived;
     }
     Role::Parameter(name.to_owned())

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::header::{self, Tensor};
 use super::{FolderError, Role, TensorType, from_json, role};
 use crate::config::ModelConfig;
-use crate::spec::{Names, parameters};
+use crate::spec::{Names, parameters, prediction_layers};
 
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
@@ -61,6 +61,11 @@ impl WeightsFolder {
         };
         let mut found = folder.tensors(dir)?;
         let names = Names::of(&folder.config);
+        // transformers keeps the number of modules that predict further tokens in the configuration and drops their weights.
+        let first = prediction_layers(&folder.config).start;
+        if !found.contains_key(&names.in_layer(first, "eh_proj.weight")) {
+            folder.config.mtp = None;
+        }
         let mut offset = 0;
         for spec in parameters(&folder.config) {
             let Some(place) = found.remove(&spec.name) else {

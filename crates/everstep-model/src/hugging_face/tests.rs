@@ -4,8 +4,8 @@ use everstep_optim::Init;
 
 use super::*;
 use crate::config::{
-    ExpertsConfig, LatentConfig, LinearConfig, Llama3Config, Mlp, Positions, RopeScaling,
-    YarnConfig,
+    ExpertsConfig, LatentConfig, LinearConfig, Llama3Config, Mlp, Positions, PredictionConfig,
+    RopeScaling, YarnConfig,
 };
 use crate::spec::parameters;
 
@@ -21,6 +21,7 @@ fn small(architecture: Architecture) -> ModelConfig {
             v_head_dim: 3,
         }),
         moe: is_deepseek.then(|| ExpertsConfig::new(4, 2, 8)),
+        mtp: is_deepseek.then(|| PredictionConfig::new(1)),
         ..ModelConfig::new(architecture, 2, 2, 8, 6)
     }
 }
@@ -250,12 +251,39 @@ fn what_has_no_counterpart_is_named() {
 }
 
 #[test]
-fn modules_for_multi_token_prediction_are_left_out() {
-    let config = small(Architecture::DeepseekV3);
-    let is_own = |name: &str| matches!(role(&config, name), Role::Parameter(_));
-    assert!(is_own("model.layers.1.mlp.gate.weight"));
-    assert!(!is_own("model.layers.2.eh_proj.weight"));
-    assert!(!is_own("model.layers.0.self_attn.rotary_emb.inv_freq"));
+fn modules_for_multi_token_prediction_stand_behind_the_last_layer() {
+    let with = small(Architecture::DeepseekV3);
+    let without = ModelConfig {
+        mtp: None,
+        ..with.clone()
+    };
+    let is_own =
+        |config: &ModelConfig, name: &str| matches!(role(config, name), Role::Parameter(_));
+    for (name, of_both, of_one) in [
+        ("model.layers.1.mlp.gate.weight", true, true),
+        ("model.layers.2.eh_proj.weight", false, true),
+        ("model.layers.2.embed_tokens.weight", false, false),
+        ("model.layers.2.shared_head.head.weight", false, false),
+        ("model.layers.3.eh_proj.weight", false, false),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", false, false),
+    ] {
+        assert_eq!(is_own(&without, name), of_both, "{name}");
+        assert_eq!(is_own(&with, name), of_one, "{name}");
+    }
+
+    // A folder that speaks of modules and has none, as transformers writes it, is a model without.
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    export(&without, &out, shards_of(u64::MAX, TensorType::Float32));
+    let file = out.join("config.json");
+    let text = fs::read_to_string(&file).unwrap();
+    let speaks = text.replace(
+        "\"num_nextn_predict_layers\": 0",
+        "\"num_nextn_predict_layers\": 1",
+    );
+    assert_ne!(text, speaks);
+    fs::write(&file, speaks).unwrap();
+    assert_eq!(WeightsFolder::open(&out).unwrap().config(), &without);
 }
 
 #[test]

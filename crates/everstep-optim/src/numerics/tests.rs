@@ -223,6 +223,7 @@ fn decisions_are_about_the_mean() {
         finite: true,
         loss_sum: 30.0,
         tokens: 10,
+        load_excess: 0.0,
         history: History::default(),
     };
     let decision = numerics(&layout, 1.0).decide(Step(3), &[report(900.0), report(700.0)]);
@@ -296,7 +297,7 @@ fn a_routers_bias_moves_against_the_load_and_is_no_part_of_the_norm() {
         .map(|(block, gradient)| numerics.report(block, gradient))
         .collect();
     let decision = numerics.decide(Step(0), &reports);
-    assert_eq!(decision.gradient_norm, 0.5);
+    assert_eq!((decision.gradient_norm, decision.load_excess), (0.5, 24.0));
     let applied = |decision: &Decision| -> Vec<BlockState> {
         (0..)
             .zip(&gradients)

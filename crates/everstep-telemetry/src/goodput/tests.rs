@@ -29,6 +29,7 @@ impl Run {
                 step_seconds: 1.0,
                 time: time(ms),
                 validation_loss: None,
+                expert_load: None,
             });
         }
         self

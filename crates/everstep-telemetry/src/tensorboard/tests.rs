@@ -85,6 +85,7 @@ fn a_step_is_one_record_of_its_curves() {
         step_seconds: 0.5,
         time: "2026-11-24T17:59:47.250Z".into(),
         validation_loss: Some(4.0),
+        expert_load: Some(1.5),
     };
     board.step(&metrics).unwrap();
     board
@@ -107,6 +108,7 @@ fn a_step_is_one_record_of_its_curves() {
         ("lr", 0.25),
         ("tokens_per_second", 128.0),
         ("validation_loss", 4.0),
+        ("expert_load", 1.5),
     ];
     assert_eq!(values, expected.map(|(tag, value)| (tag.to_owned(), value)));
     assert_eq!((event(2).step, event(2).wall_time), (13, 5.0));

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use everstep_data::TokenizerKind;
 use everstep_model::{Architecture, Mlp, Norm, Positions};
-use everstep_optim::{ComputeDtype, Schedule};
+use everstep_optim::{ComputeDtype, Layout, Schedule, Update};
 use everstep_protocol::Step;
 use everstep_protocol::policy::LossPolicy;
 
@@ -576,4 +576,43 @@ fn bad_policies_are_named() {
         error("policy.spike_window=1"),
         "policy.spike_window: is 1; allowed: 2 or more"
     );
+}
+
+#[test]
+fn muon_moves_the_matrices_of_layers_alone() {
+    let plain = small(&["model.vocab_size=11"]);
+    let matrices = |config: &RunConfig, update| {
+        let all = config.parameters().into_iter();
+        let moved = all.filter(|parameter| parameter.update == update);
+        moved.map(|parameter| parameter.name).collect::<Vec<_>>()
+    };
+    let tables = ["model.embed_tokens.weight", "lm_head.weight"];
+    assert!(matrices(&plain, Update::Muon).is_empty());
+    assert_eq!(matrices(&plain, Update::Decayed).len(), 2 * 7 + 2);
+    let muon = small(&["model.vocab_size=11", "optimizer.muon.momentum=0.9"]);
+    assert_eq!(matrices(&muon, Update::Muon).len(), 2 * 7);
+    assert_eq!(matrices(&muon, Update::Decayed), tables);
+    let optimizer = muon.optimizer().muon.unwrap();
+    assert_eq!((optimizer.momentum, optimizer.rms), (0.9, 0.2));
+    let layout = Layout::new(muon.parameters(), 1 << 20).unwrap();
+    assert_eq!(layout.num_blocks(), 2 * 7 + 3);
+    let differences = plain.numeric_differences(&muon);
+    let fields: Vec<_> = differences.iter().map(|it| it.field.as_str()).collect();
+    assert_eq!(fields, ["optimizer.muon.momentum", "optimizer.muon.rms"]);
+    assert_eq!(
+        error("optimizer.muon.momentum=1"),
+        "optimizer.muon.momentum: is 1; allowed: 0 or more, below 1"
+    );
+}
+
+#[test]
+fn fp8_needs_bfloat16_and_makes_another_run() {
+    assert_eq!(
+        error("compute.fp8=true"),
+        "compute.fp8: is true; allowed: with compute.dtype = \"bfloat16\" only"
+    );
+    let plain = small(&["compute.dtype=bfloat16"]);
+    let rounded = small(&["compute.dtype=bfloat16", "compute.fp8=true"]);
+    assert!(!plain.numeric_identity().contains("fp8"));
+    assert_eq!(plain.numeric_differences(&rounded)[0].field, "compute.fp8");
 }
