@@ -36,16 +36,18 @@ impl Server {
                 "{name} is needed by the tests of stores; `cargo xtask setup --tests` installs it: {why}"
             )
         };
-        let mut child = command
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| missing(&error.to_string()));
+        // From here on it is ended whatever happens.
+        let mut server = Self { child, port: 0 };
         let (sender, lines) = mpsc::channel();
         let streams: [Box<dyn Read + Send>; 2] = [
-            Box::new(child.stdout.take().unwrap()),
-            Box::new(child.stderr.take().unwrap()),
+            Box::new(server.child.stdout.take().unwrap()),
+            Box::new(server.child.stderr.take().unwrap()),
         ];
         for stream in streams {
             let sender = sender.clone();
@@ -62,16 +64,13 @@ impl Server {
             match lines.recv_timeout(START_DEADLINE) {
                 Ok(line) => {
                     if let Some((_, port)) = line.split_once(marker) {
-                        let port = port.trim().parse().unwrap();
-                        return Self { child, port };
+                        server.port = port.trim().parse().unwrap();
+                        return server;
                     }
                     said += &line;
                     said.push('\n');
                 }
-                Err(_) => {
-                    let _ = child.kill();
-                    missing(&said)
-                }
+                Err(_) => missing(&said),
             }
         }
     }
