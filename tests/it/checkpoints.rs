@@ -7,7 +7,7 @@ use std::process::Output;
 use serde_json::Value;
 
 use crate::s3::servers::Moto;
-use crate::support::{Workbench, everstep, seconds_between, wait_for};
+use crate::support::{Workbench, error_line, everstep, seconds_between, wait_for};
 
 /// Runs `everstep checkpoint` and demands an exit code; gives stdout and stderr.
 fn checkpoint(bench: &Workbench, server: Option<&Moto>, arguments: &[&str], code: i32) -> String {
@@ -25,6 +25,21 @@ fn checkpoint(bench: &Workbench, server: Option<&Moto>, arguments: &[&str], code
     let text = String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap();
     assert_eq!(status.code(), Some(code), "{arguments:?}: {text}");
     text
+}
+
+/// What the commands that use a run's weights say, all of which refuse.
+fn errors_of_its_users(bench: &Workbench) -> Vec<String> {
+    let commands = [
+        &["export", "exported"][..],
+        &["generate", "--prompt", "ab"],
+        &["digest"],
+    ];
+    let error = |arguments: &[&str]| {
+        let mut command = everstep();
+        command.args(arguments).args(["--run-dir", "run"]);
+        error_line(&command.current_dir(bench.path()).output().unwrap())
+    };
+    commands.map(error).to_vec()
 }
 
 /// The objects of a step, without its manifest.
@@ -195,7 +210,39 @@ fn mistakes_with_checkpoints_are_one_line() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.contains("MANIFEST.json` has version 9"), "{error}");
+    let copy = format!("file://{}/copy/it", bench.path().display());
+    for error in errors_of_its_users(&bench) {
+        assert!(error.contains("MANIFEST.json` has version 9"), "{error}");
+    }
+    for arguments in [
+        &["ls", "run"][..],
+        &["verify", "run"],
+        &["prune", "run", "--keep", "1"],
+        &["cp", "run", &copy],
+    ] {
+        let text = checkpoint(&bench, None, arguments, 2);
+        assert!(text.contains("MANIFEST.json` has version 9"), "{text}");
+    }
     assert_eq!(fs::read(&manifest).unwrap(), newer);
+}
+
+#[test]
+fn weights_of_another_run_of_the_same_name_are_refused() {
+    let bench = Workbench::new();
+    for (run_dir, seed) in [("run", "run.seed=7"), ("other", "run.seed=8")] {
+        let mut train = bench.train(run_dir, None);
+        train.args(["--set", "run.stop_at=50", "--set", seed]);
+        assert!(train.output().unwrap().status.success());
+    }
+    let store = |run_dir: &str| bench.path().join(run_dir).join("store");
+    fs::remove_dir_all(store("run")).unwrap();
+    fs::rename(store("other"), store("run")).unwrap();
+    for error in errors_of_its_users(&bench) {
+        assert!(
+            error.contains("run `it` exists with another identity: seed is `8` and not `7`"),
+            "{error}"
+        );
+    }
 }
 
 #[test]

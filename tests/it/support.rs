@@ -71,7 +71,7 @@ context = 32
         )
     }
 
-    /// The same with latent attention and experts whose biases move.
+    /// The same with latent attention, experts whose biases move, a module that predicts further tokens, and Muon.
     pub(crate) fn of_experts() -> Self {
         Self::with_model(
             r#"
@@ -93,6 +93,8 @@ ffn_width = 16
 groups = 4
 groups_per_token = 2
 balance_rate = 0.01
+[model.mtp]
+[optimizer.muon]
 "#,
         )
     }
@@ -310,14 +312,14 @@ replication = {replication}
             .collect()
     }
 
-    /// What `metrics.jsonl` says of the numbers: step, loss and gradient norm, exactly.
+    /// What `metrics.jsonl` says of the numbers: step, loss, and gradient norm with the load of experts, exactly.
     pub(crate) fn numbers(&self, run_dir: &str) -> Vec<(u64, String, String)> {
         let number = |line: &Value, field: &str| line[field].to_string();
         let line = |line: Value| {
             (
                 line["step"].as_u64().unwrap(),
                 number(&line, "loss"),
-                number(&line, "grad_norm"),
+                number(&line, "grad_norm") + &number(&line, "expert_load"),
             )
         };
         self.lines(run_dir, "metrics.jsonl")

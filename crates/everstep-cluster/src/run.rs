@@ -210,6 +210,7 @@ impl RunContext {
         store: &RunStore,
         step: Option<u64>,
     ) -> Result<u64, RunError> {
+        store.check_run(&self.identity).await?;
         let committed = store.checkpoints().await?;
         let list = || {
             committed

@@ -202,6 +202,17 @@ impl RunStore {
         self.same_run(identity, existing)
     }
 
+    /// Whether the run, if it was created, is the one that `identity` says.
+    ///
+    /// # Errors
+    /// [`StoreError::RunMismatch`] with what differs.
+    pub async fn check_run(&self, identity: &RunIdentity) -> Result<(), StoreError> {
+        match self.run().await? {
+            Some(existing) => self.same_run(identity, existing).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
     fn same_run(
         &self,
         identity: &RunIdentity,
