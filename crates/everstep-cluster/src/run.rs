@@ -153,9 +153,9 @@ impl RunContext {
     }
 
     /// How many times the mean of its layer the fullest expert of a step was chosen; nothing for a model without experts.
-    pub fn expert_load(&self, decision: &Decision) -> Option<f64> {
+    pub fn expert_load(&self, step: Step, decision: &Decision) -> Option<f64> {
         let per_token = self.config.model.moe.as_ref()?.experts_per_token;
-        let choices = self.config.batch.rows * self.config.context() * per_token;
+        let choices = self.config.batch.rows_at(step.0) * self.config.context() * per_token;
         Some(1.0 + decision.load_excess / choices as f64)
     }
 

@@ -117,7 +117,12 @@ impl Dataset {
             .samples(step, slot)
             .into_iter()
             .map(|sample| sample.start);
-        self.windows(&self.train, starts, order.rows_per_slot(), order.context())
+        self.windows(
+            &self.train,
+            starts,
+            order.rows_per_slot(step),
+            order.context(),
+        )
     }
 
     /// The windows of the validation split; with `max_windows` above 0 at most so many, spread evenly.

@@ -7,7 +7,8 @@ use crate::permutation::Permutation;
 
 /// The order of samples: a pure function of `(seed, t, v)`, equal in every process and for every number of workers.
 ///
-/// Samples are numbered through the whole run, `g = (t * slots + v) * rows_per_slot + row`. Sample `g` is window
+/// Samples are numbered through the whole run, `g = (t * slots + v) * rows_per_slot + row` (less for each smaller step before, if the batch
+/// grows). Sample `g` is window
 /// `g % windows` of epoch `g / windows`, taken through the epoch's own permutation of all windows. Each epoch also
 /// shifts the grid of windows by a phase of its own, so that epochs cut the text at different places.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct SampleOrder {
     context: usize,
     slots: usize,
     rows_per_slot: usize,
+    /// Pairs of a step and the rows of a slot in the steps before it, from the pair before on.
+    ramp: Vec<(u64, usize)>,
 }
 
 /// One sample of the order.
@@ -71,7 +74,19 @@ impl SampleOrder {
             context,
             slots,
             rows_per_slot,
+            ramp: Vec::new(),
         })
+    }
+
+    /// The same, but for steps before the last of `ramp`: those before the step of a pair, from that of the pair before on, have the
+    /// pair's number of rows in a slot.
+    ///
+    /// Panics if the steps do not grow.
+    #[must_use]
+    pub fn with_ramp(mut self, ramp: Vec<(u64, usize)>) -> Self {
+        assert!(ramp.is_sorted_by(|a, b| a.0 < b.0), "{ramp:?}");
+        self.ramp = ramp;
+        self
     }
 
     /// Windows in an epoch.
@@ -89,16 +104,28 @@ impl SampleOrder {
         self.slots
     }
 
-    /// Rows of a slot.
-    pub fn rows_per_slot(&self) -> usize {
-        self.rows_per_slot
+    /// Rows of a slot in step `step`.
+    pub fn rows_per_slot(&self, step: u64) -> usize {
+        let stage = self.ramp.iter().find(|(until, _)| step < *until);
+        stage.map_or(self.rows_per_slot, |&(_, rows)| rows)
+    }
+
+    /// Rows of a slot in all steps before `step`.
+    fn rows_before(&self, step: u64) -> u128 {
+        let (mut rows, mut start) = (0, 0);
+        for &(until, of_slot) in &self.ramp {
+            let end = until.min(step);
+            rows += u128::from(end.saturating_sub(start)) * of_slot as u128;
+            start = end;
+        }
+        rows + u128::from(step - start) * self.rows_per_slot as u128
     }
 
     /// The samples of slot `slot` in step `step`, in the order of its rows.
     pub fn samples(&self, step: u64, slot: usize) -> Vec<Sample> {
         assert!(slot < self.slots, "slot {slot} of {}", self.slots);
-        let rows = self.rows_per_slot as u128;
-        let first = (u128::from(step) * self.slots as u128 + slot as u128) * rows;
+        let rows = self.rows_per_slot(step) as u128;
+        let first = self.rows_before(step) * self.slots as u128 + slot as u128 * rows;
         let windows = u128::from(self.windows);
         let mut current: Option<(u64, u64, Permutation)> = None;
         (first..first + rows)
@@ -161,6 +188,25 @@ mod tests {
             let joined: Vec<Sample> = (0..slots).rev().map(|v| cut.samples(step, v)).rev().flatten().collect();
             prop_assert_eq!(whole.samples(step, 0), joined);
         }
+    }
+
+    #[test]
+    fn a_batch_that_grows_repeats_and_skips_nothing() {
+        let plain = SampleOrder::new(3, 10_000, 16, 1, 1).unwrap();
+        let ramp = vec![(2, 1), (5, 2)];
+        let grows = SampleOrder::new(3, 10_000, 16, 2, 4)
+            .unwrap()
+            .with_ramp(ramp);
+        let all = |order: &SampleOrder, steps: u64| -> Vec<Sample> {
+            let slots = (0..steps).flat_map(|t| (0..order.slots()).map(move |v| (t, v)));
+            slots.flat_map(|(t, v)| order.samples(t, v)).collect()
+        };
+        // 2 × 2 × 1, 3 × 2 × 2, 4 × 2 × 4
+        assert_eq!(all(&grows, 9), all(&plain, 4 + 12 + 32));
+        let rows: Vec<usize> = [0, 1, 2, 4, 5, 9]
+            .map(|step| grows.rows_per_slot(step))
+            .into();
+        assert_eq!(rows, [1, 1, 2, 2, 4, 4]);
     }
 
     #[test]

@@ -115,6 +115,29 @@ pub(crate) fn check(file: &Path, mut sections: RunFile) -> Result<RunFile, RunFi
         );
     }
 
+    let mut reached = 0;
+    for stage in &batch.ramp {
+        if stage.until <= reached {
+            return wrong(
+                "batch.ramp.until",
+                format!(
+                    "is {}; allowed: more than {reached}, where the stage before ends",
+                    stage.until
+                ),
+            );
+        }
+        if stage.rows == 0 || !stage.rows.is_multiple_of(unit) {
+            return wrong(
+                "batch.ramp.rows",
+                format!(
+                    "is {}; allowed: a multiple of batch.slots x batch.micro_batches = {unit}",
+                    stage.rows
+                ),
+            );
+        }
+        reached = stage.until;
+    }
+
     check_optimizer(file, optimizer, run.steps)?;
 
     let digits = compute.device.strip_prefix("cuda:").unwrap_or("none");

@@ -25,6 +25,12 @@ impl PretrainingData {
     pub fn new(config: &RunConfig, dataset: Arc<Dataset>) -> Result<Self, DataError> {
         let (batch, context) = (&config.batch, config.context());
         let order = dataset.order(config.run.seed, context, batch.slots, batch.rows_per_slot())?;
+        let stages = batch.ramp.iter();
+        let order = order.with_ramp(
+            stages
+                .map(|stage| (stage.until, stage.rows / batch.slots))
+                .collect(),
+        );
         let validation = dataset.validation_windows(context, config.evaluation.max_windows);
         Ok(Self {
             dataset,

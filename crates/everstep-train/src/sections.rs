@@ -108,9 +108,28 @@ pub struct BatchConfig {
     /// Micro-batches of a slot, whose gradients are added in order. 1 if left out.
     #[serde(default = "default_micro_batches")]
     pub micro_batches: usize,
+    /// Smaller batches of the first steps, in the order of their ends; none if left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ramp: Vec<RampStage>,
+}
+
+/// `[[batch.ramp]]`: the steps before `until`, from the stage before on, have fewer windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RampStage {
+    /// The first step that this is not for, counted from 0.
+    pub until: u64,
+    /// Windows of a step over all slots; a multiple of `slots * micro_batches`.
+    pub rows: usize,
 }
 
 impl BatchConfig {
+    /// Windows of step `step`, counted from 0.
+    pub fn rows_at(&self, step: u64) -> usize {
+        let stage = self.ramp.iter().find(|stage| step < stage.until);
+        stage.map_or(self.rows, |stage| stage.rows)
+    }
+
     /// Windows of a slot in a step.
     pub fn rows_per_slot(&self) -> usize {
         self.rows / self.slots

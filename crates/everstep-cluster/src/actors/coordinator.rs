@@ -625,7 +625,7 @@ impl CoordinatorState {
             step_seconds,
             time: String::new(),
             validation_loss: None,
-            expert_load: self.context.run.expert_load(decision),
+            expert_load: self.context.run.expert_load(step, decision),
         };
         if self.metrics.append(&metrics)? {
             self.tensorboard.step(&metrics)?;

@@ -616,3 +616,24 @@ fn fp8_needs_bfloat16_and_makes_another_run() {
     assert!(!plain.numeric_identity().contains("fp8"));
     assert_eq!(plain.numeric_differences(&rounded)[0].field, "compute.fp8");
 }
+
+#[test]
+fn a_batch_grows_by_stages() {
+    let plain = small(&["batch.rows=16"]);
+    let config = small(&[
+        "batch.rows=16",
+        "batch.ramp=[{ until = 10, rows = 4 }, { until = 20, rows = 8 }]",
+    ]);
+    let rows = [0, 9, 10, 19, 20].map(|step| config.batch.rows_at(step));
+    assert_eq!(rows, [4, 4, 8, 8, plain.batch.rows]);
+    assert!(!plain.numeric_identity().contains("ramp"));
+    assert_eq!(plain.numeric_differences(&config)[0].field, "batch.ramp");
+    assert_eq!(
+        error("batch.ramp=[{ until = 9, rows = 6 }]"),
+        "batch.ramp.rows: is 6; allowed: a multiple of batch.slots x batch.micro_batches = 4"
+    );
+    assert_eq!(
+        error("batch.ramp=[{ until = 9, rows = 4 }, { until = 9, rows = 8 }]"),
+        "batch.ramp.until: is 9; allowed: more than 9, where the stage before ends"
+    );
+}
