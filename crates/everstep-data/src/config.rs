@@ -30,9 +30,17 @@ pub struct DataConfig {
     /// Whether a token sees only those of its own document in a window. Needs a tokenizer with an end-of-text token.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub document_mask: bool,
+    /// Share of the documents of a training window that are rearranged to beginning, end, middle (fill-in-the-middle); 0 if left out. A
+    /// tokenizer of kind `bpe` gets tokens for it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub fill_in_rate: f64,
     /// How text becomes tokens.
     #[serde(default)]
     pub tokenizer: TokenizerConfig,
+}
+
+fn is_zero(rate: &f64) -> bool {
+    *rate == 0.0
 }
 
 /// The kinds of tokenizer.
@@ -120,6 +128,7 @@ impl DataConfig {
             validation_fraction: None,
             context: None,
             document_mask: false,
+            fill_in_rate: 0.0,
             tokenizer,
         }
     }
@@ -149,6 +158,12 @@ impl DataConfig {
                 ));
             }
         }
+        if !(0.0..=1.0).contains(&self.fill_in_rate) {
+            return Err(DataError::config(
+                "data.fill_in_rate",
+                format!("{} is out of range; allowed: 0 to 1", self.fill_in_rate),
+            ));
+        }
         if self.context == Some(0) {
             return Err(DataError::config(
                 "data.context",
@@ -169,6 +184,11 @@ impl DataConfig {
     /// True if some text is held out for validation.
     pub fn has_validation(&self) -> bool {
         !self.validation.is_empty() || self.held_out_fraction() > 0.0
+    }
+
+    /// Whether the tokenizer that is trained gets tokens for fill-in-the-middle.
+    pub(crate) fn trains_marks(&self) -> bool {
+        self.tokenizer.kind == TokenizerKind::Bpe && self.fill_in_rate > 0.0
     }
 
     /// BLAKE3 of everything that decides what a prepared folder holds, as hexadecimal digits. The window length
@@ -193,6 +213,9 @@ impl DataConfig {
             _ => 0,
         };
         field(&size.to_le_bytes());
+        if self.trains_marks() {
+            field(b"fill in");
+        }
         hasher.finalize().to_hex().to_string()
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::batch::{IGNORED, TokenBatch};
 use crate::error::DataError;
+use crate::fill_in::FillIn;
 use crate::manifest::{DatasetManifest, TOKENIZER_FILE};
 use crate::order::SampleOrder;
 use crate::shard::{Split, TokenStore};
@@ -103,26 +104,26 @@ impl Dataset {
         SampleOrder::new(seed, self.train.len(), context, slots, rows_per_slot)
     }
 
-    /// The batch of slot `slot` in step `step`: `rows_per_slot` rows of `context` tokens.
+    /// The batch of slot `slot` in step `step`: `rows_per_slot` rows of `context` tokens, some documents of which `fill_in` rearranges.
     ///
     /// # Errors
     /// [`DataError::Damaged`] if a token is outside the vocabulary or the order is of a longer split.
     pub fn batch(
         &self,
         order: &SampleOrder,
+        fill_in: Option<&FillIn>,
         step: u64,
         slot: usize,
     ) -> Result<TokenBatch, DataError> {
-        let starts = order
-            .samples(step, slot)
-            .into_iter()
-            .map(|sample| sample.start);
-        self.windows(
-            &self.train,
-            starts,
-            order.rows_per_slot(step),
-            order.context(),
-        )
+        let samples = order.samples(step, slot);
+        let starts = samples.iter().map(|sample| sample.start);
+        let rearrange = |row: usize, tokens: &mut [u32]| {
+            if let Some(fill_in) = fill_in {
+                fill_in.rearrange(tokens, samples[row]);
+            }
+        };
+        let rows = order.rows_per_slot(step);
+        self.windows(&self.train, starts, rows, order.context(), rearrange)
     }
 
     /// The windows of the validation split; with `max_windows` above 0 at most so many, spread evenly.
@@ -146,6 +147,7 @@ impl Dataset {
             windows.starts(chunk, rows),
             rows,
             windows.context(),
+            |_, _| {},
         )
     }
 
@@ -174,6 +176,7 @@ impl Dataset {
         starts: impl Iterator<Item = u64>,
         rows: usize,
         columns: usize,
+        rearrange: impl Fn(usize, &mut [u32]),
     ) -> Result<TokenBatch, DataError> {
         let mut batch = TokenBatch::with_capacity(rows, columns);
         batch.rows = 0;
@@ -188,6 +191,7 @@ impl Dataset {
             }
             tokens.clear();
             store.read(start, present, &mut tokens)?;
+            rearrange(batch.rows, &mut tokens);
             let missing = columns + 1 - present;
             batch
                 .inputs

@@ -15,6 +15,7 @@ mod batch;
 mod config;
 mod dataset;
 mod error;
+mod fill_in;
 mod folder;
 mod manifest;
 mod mapped;
@@ -31,6 +32,7 @@ pub use batch::{IGNORED, TokenBatch};
 pub use config::{DataConfig, TokenizerConfig, TokenizerKind};
 pub use dataset::Dataset;
 pub use error::{DataError, ErrorKind};
+pub use fill_in::FillIn;
 pub use manifest::{
     DatasetManifest, ShardManifest, SourceManifest, SplitManifest, TokenizerManifest,
 };

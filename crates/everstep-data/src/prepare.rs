@@ -259,7 +259,8 @@ impl<'a> Corpus<'a> {
                                 .collect::<Vec<String>>()
                         })
                 });
-                let trained = train_bpe(texts, self.config.tokenizer.target_vocab_size());
+                let size = self.config.tokenizer.target_vocab_size();
+                let trained = train_bpe(texts, size, self.config.trains_marks());
                 match failed
                     .into_inner()
                     .unwrap_or_else(|poison| poison.into_inner())

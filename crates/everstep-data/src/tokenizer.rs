@@ -8,12 +8,20 @@ use crate::error::{DataError, IoContext};
 /// Names of the token that separates documents, as known tokenizers have it.
 const END_OF_TEXT: [&str; 4] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"];
 
+/// Names of the tokens before the beginning, the end and the middle of a rearranged text: ours, StarCoder's, DeepSeek's.
+pub(crate) const FILL_IN_MARKS: [[&str; 3]; 3] = [
+    ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+    ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+    ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"],
+];
+
 /// A tokenizer. Every kind is stored as a Hugging Face `tokenizer.json`; the character and byte kinds are recognised
 /// when one is opened and take a direct path that gives the same tokens.
 pub struct Tokenizer {
     json: Vec<u8>,
     vocab_size: usize,
     eot: Option<(u32, &'static str)>,
+    fill_in_marks: Option<[u32; 3]>,
     inner: Inner,
 }
 
@@ -65,6 +73,10 @@ impl Tokenizer {
         let eot = END_OF_TEXT
             .iter()
             .find_map(|&name| vocab.get(name).map(|&id| (id, name)));
+        let fill_in_marks = FILL_IN_MARKS.iter().find_map(|names| {
+            let id = |name| vocab.get(name).copied();
+            Some([id(names[0])?, id(names[1])?, id(names[2])?])
+        });
         let inner = match Shape::of(&json) {
             Shape::Char => {
                 let single = |text: &str| {
@@ -92,6 +104,7 @@ impl Tokenizer {
             json,
             vocab_size,
             eot,
+            fill_in_marks,
             inner,
         })
     }
@@ -164,6 +177,11 @@ impl Tokenizer {
     /// Id and name of that token.
     pub fn end_of_text(&self) -> Option<(u32, &'static str)> {
         self.eot
+    }
+
+    /// The tokens before the beginning, the end and the middle of a rearranged text, if the tokenizer has them.
+    pub(crate) fn fill_in_marks(&self) -> Option<[u32; 3]> {
+        self.fill_in_marks
     }
 
     /// The bytes of `tokenizer.json`.

@@ -9,15 +9,20 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, decoders, models::TrainerWrapper};
 
 use crate::error::DataError;
-use crate::tokenizer::{CHARACTER_PATTERN, Tokenizer, byte_character};
+use crate::tokenizer::{CHARACTER_PATTERN, FILL_IN_MARKS, Tokenizer, byte_character};
 
 const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// Trains a byte-level BPE tokenizer of at most `vocab_size` tokens; token 0 is `<|endoftext|>`.
+/// Trains a byte-level BPE tokenizer of at most `vocab_size` tokens; token 0 is `<|endoftext|>`, and those for fill-in-the-middle follow if
+/// there shall be some.
 pub(crate) fn train_bpe(
     texts: impl Iterator<Item = String> + Send,
     vocab_size: usize,
+    with_marks: bool,
 ) -> Result<Tokenizer, DataError> {
+    let marks = FILL_IN_MARKS[0].iter().filter(|_| with_marks);
+    let special = std::iter::once(&END_OF_TEXT).chain(marks);
+    let special = special.map(|&name| AddedToken::from(name, true)).collect();
     let bytes = ByteLevel::new(false, false, true);
     let mut tokenizer = tokenizers::Tokenizer::new(BPE::default());
     tokenizer
@@ -28,7 +33,7 @@ pub(crate) fn train_bpe(
         .min_frequency(2)
         .show_progress(false)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-        .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+        .special_tokens(special)
         .build();
     tokenizer
         .train(&mut TrainerWrapper::from(trainer), texts)

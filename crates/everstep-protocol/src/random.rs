@@ -21,6 +21,8 @@ pub enum Purpose {
     Fault = 6,
     /// Choice of audited slots; coordinates: step, slot.
     Audit = 7,
+    /// Rearranged documents; coordinates: epoch over the data, window.
+    FillIn = 8,
 }
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use everstep_data::{DataError, Dataset, SampleOrder, TokenBatch, ValidationWindows};
+use everstep_data::{DataError, Dataset, FillIn, SampleOrder, TokenBatch, ValidationWindows};
 use everstep_model::{Batch, MicroBatch, Model, SlotGradient, dropout_seed};
 
 use crate::objective::{BatchSource, EvaluationSums, Objective, TrainError};
@@ -15,6 +15,7 @@ pub struct PretrainingData {
     order: SampleOrder,
     validation: ValidationWindows,
     evaluation_rows: usize,
+    fill_in: Option<FillIn>,
 }
 
 impl PretrainingData {
@@ -32,11 +33,17 @@ impl PretrainingData {
                 .collect(),
         );
         let validation = dataset.validation_windows(context, config.evaluation.max_windows);
+        let rate = config.data.fill_in_rate;
+        let fill_in = match rate > 0.0 {
+            true => Some(FillIn::new(rate, config.run.seed, dataset.tokenizer())?),
+            false => None,
+        };
         Ok(Self {
             dataset,
             order,
             validation,
             evaluation_rows: config.evaluation.rows,
+            fill_in,
         })
     }
 
@@ -48,7 +55,9 @@ impl PretrainingData {
 
 impl BatchSource for PretrainingData {
     fn batch(&self, step: u64, slot: usize) -> Result<TokenBatch, TrainError> {
-        Ok(self.dataset.batch(&self.order, step, slot)?)
+        Ok(self
+            .dataset
+            .batch(&self.order, self.fill_in.as_ref(), step, slot)?)
     }
 
     fn num_evaluation_chunks(&self) -> u64 {

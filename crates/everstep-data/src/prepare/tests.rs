@@ -106,7 +106,7 @@ fn batches_are_windows_of_the_text_and_their_targets_are_one_ahead() {
     .unwrap();
     let order = dataset.order(5, 16, 3, 2).unwrap();
     for (step, slot) in [(0, 0), (4, 2), (900, 1)] {
-        let batch = dataset.batch(&order, step, slot).unwrap();
+        let batch = dataset.batch(&order, None, step, slot).unwrap();
         assert_eq!((batch.rows, batch.columns, batch.inputs.len()), (2, 16, 32));
         for (row, sample) in order.samples(step, slot).iter().enumerate() {
             let start = sample.start as usize;

@@ -9,6 +9,7 @@ fn bpe(vocab_size: usize) -> Tokenizer {
     train_bpe(
         vec![TEXT.repeat(3), "other text\n".into()].into_iter(),
         vocab_size,
+        false,
     )
     .unwrap()
 }
@@ -75,9 +76,9 @@ fn kinds_have_the_ids_they_promise() {
 #[test]
 fn training_is_deterministic() {
     let texts = || (0..50).map(|i| format!("{TEXT} number {i} of {} words\n", i * 7919 % 1000));
-    let first = train_bpe(texts(), 500).unwrap();
+    let first = train_bpe(texts(), 500, false).unwrap();
     for _ in 0..8 {
-        assert!(train_bpe(texts(), 500).unwrap().json() == first.json());
+        assert!(train_bpe(texts(), 500, false).unwrap().json() == first.json());
     }
 }
 
@@ -112,4 +113,15 @@ proptest! {
         let cut: Vec<u32> = crate::tokenizer_build::chunks(&text, 4).flat_map(|part| tokenizer.encode(part).unwrap()).collect();
         prop_assert_eq!(tokenizer.encode(&text).unwrap(), cut);
     }
+}
+
+#[test]
+fn tokenizers_have_marks_for_fill_in_if_they_are_asked_for() {
+    let texts = || vec![TEXT.to_owned()].into_iter();
+    let with = train_bpe(texts(), 300, true).unwrap();
+    assert_eq!(
+        (with.eot(), with.fill_in_marks()),
+        (Some(0), Some([1, 2, 3]))
+    );
+    assert_eq!(bpe(300).fill_in_marks(), None);
 }
