@@ -14,7 +14,7 @@ use crate::support::{Running, Workbench, wait_for};
 /// Kills of everything, each while a checkpoint was due and not committed. Each takes six seconds; `EVERSTEP_POWER_LOSSES=50` has more.
 fn num_kills() -> u32 {
     let given = std::env::var("EVERSTEP_POWER_LOSSES");
-    given.map_or(12, |given| given.parse().unwrap())
+    given.map_or(8, |given| given.parse().unwrap())
 }
 
 /// Steps between checkpoints: enough for one to be uploaded before the next.

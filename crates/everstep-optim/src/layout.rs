@@ -175,7 +175,7 @@ pub enum LayoutError {
 
 impl Layout {
     /// Lays out `parameters` in the given, canonical order and divides them in blocks of at most `block_elements`
-    /// elements each. Blocks of a run of one [`Update`] have sizes that differ by one element at most; those of [`Update::Muon`] are
+    /// elements each. Blocks of a run of one [`Update`] have sizes that differ by one element at most; those of [`Update::Muon`] hold
     /// whole matrices.
     ///
     /// # Errors
@@ -221,18 +221,19 @@ impl Layout {
                 .filter(|&sum| sum <= isize::MAX as usize / 4)
                 .ok_or_else(shape_error)?;
             match groups.last_mut() {
-                Some((update, len))
-                    if *update == parameter.update && parameter.update != Update::Muon =>
+                // Matrices that are made orthogonal stay whole, however large.
+                Some((Update::Muon, len))
+                    if parameter.update == Update::Muon && *len + elements > block_elements =>
                 {
-                    *len += elements;
+                    groups.push((Update::Muon, elements));
                 }
+                Some((update, len)) if *update == parameter.update => *len += elements,
                 Some((update, _)) if !update.may_precede(parameter.update) => {
                     return Err(LayoutError::GroupOrder { name: name() });
                 }
                 _ => groups.push((parameter.update, elements)),
             }
         }
-        // A matrix that is made orthogonal is one block, however large.
         let count_of = |update: Update, len: usize| match update {
             Update::Muon => 1,
             _ => len.div_ceil(block_elements),
@@ -286,11 +287,9 @@ impl Layout {
         self.blocks[block as usize]
     }
 
-    /// Rows and columns of the first parameter in a block: its first dimension, and the product of all others. Panics if there is no such
-    /// block.
-    pub fn matrix(&self, block: BlockId) -> [usize; 2] {
-        let first = self.segments(block).next().map_or(0, |it| it.parameter);
-        let shape = &self.parameters[first].shape;
+    /// Rows and columns of a parameter: its first dimension, and the product of all others.
+    pub(crate) fn matrix(&self, parameter: usize) -> [usize; 2] {
+        let shape = &self.parameters[parameter].shape;
         let rows = shape.first().copied().unwrap_or(1);
         [rows, shape.iter().skip(1).product()]
     }

@@ -194,13 +194,19 @@ impl Numerics for TrainingNumerics {
             Update::Decayed => true,
             Update::Plain => false,
             Update::Muon => {
-                muon::muon(
-                    state.parameters.make_mut(),
-                    state.first_moment.make_mut(),
-                    gradient.values.as_slice(),
-                    self.layout.matrix(block),
-                    &self.config.muon_step(step, decision.scale),
-                );
+                let step = self.config.muon_step(step, decision.scale);
+                let parameters = state.parameters.make_mut();
+                let momentum = state.first_moment.make_mut();
+                for whole in self.layout.segments(block) {
+                    let range = whole.block_range;
+                    muon::muon(
+                        &mut parameters[range.clone()],
+                        &mut momentum[range.clone()],
+                        &gradient.values.as_slice()[range],
+                        self.layout.matrix(whole.parameter),
+                        &step,
+                    );
+                }
                 return;
             }
             Update::Balance { rate } => {

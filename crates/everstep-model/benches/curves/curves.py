@@ -32,11 +32,13 @@ PICTURES = {
 }
 # Loads and losses are means over so many last steps.
 LAST_STEPS = 200
+# Steps that a point of a curve is the mean of.
+SMOOTH = 25
 
 
 def train(everstep, text, folder, name, steps):
     run = folder / name.replace(", ", "-").replace(" ", "-")
-    done = run / "done.json"
+    done = run / "done"
     if not done.exists():
         shutil.rmtree(run, ignore_errors=True)
         folder.mkdir(exist_ok=True, parents=True)
@@ -44,19 +46,18 @@ def train(everstep, text, folder, name, steps):
         command = [everstep.resolve(), "train", HERE.resolve() / "run.toml", "--run-dir", run.resolve()]
         command += [word for setting in settings for word in ("--set", setting)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        done.write_text(json.dumps(rows))
-    return json.loads(done.read_text())
+        done.touch()
+    lines = lambda file: [json.loads(line) for line in (run / file).read_text().splitlines()]
+    return lines("metrics.jsonl"), [event for event in lines("events.jsonl") if event["kind"] == "evaluation"]
 
 
-def describe(name, rows):
+def describe(name, rows, evaluations):
     last = rows[-LAST_STEPS:]
     mean = lambda field: statistics.mean(row[field] for row in last)
-    held_out = [row["validation_loss"] for row in rows if "validation_loss" in row]
     loads = [row["expert_load"] for row in last if "expert_load" in row]
     load = f"  fullest expert {statistics.mean(loads):.2f} times the mean (at most {max(loads):.2f})" if loads else ""
     seconds = statistics.median(row["step_seconds"] for row in rows)
-    print(f"{name:18} held-out {held_out[-1]:.4f} (best {min(held_out):.4f})  training {mean('loss'):.4f}  {seconds * 1e3:.0f} ms a step{load}")
+    print(f"{name:18} held-out {evaluations[-1]['loss']:.4f}  training {mean('loss'):.4f}  {seconds * 1e3:.0f} ms a step{load}")
 
 
 def draw(path, curves):
@@ -68,9 +69,10 @@ def draw(path, curves):
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for name, rows in curves.items():
-        points = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
-        axes.plot(*zip(*points), label=name, linewidth=1.2)
-    axes.set(xlabel="step", ylabel="held-out loss, nats a character")
+        steps = [row["step"] for row in rows[SMOOTH // 2 :: SMOOTH]]
+        means = [statistics.mean(row["loss"] for row in rows[at : at + SMOOTH]) for at in range(0, len(rows), SMOOTH)]
+        axes.plot(steps, means[: len(steps)], label=name, linewidth=1.2)
+    axes.set(xlabel="step", ylabel=f"training loss, nats a character (means of {SMOOTH} steps)", ylim=(1.2, 2.6))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
@@ -86,8 +88,8 @@ def main():
     arguments = arguments.parse_args()
     rows = {}
     for name in arguments.names or WAYS:
-        rows[name] = train(arguments.everstep, arguments.text, arguments.folder, name, arguments.steps)
-        describe(name, rows[name])
+        rows[name], evaluations = train(arguments.everstep, arguments.text, arguments.folder, name, arguments.steps)
+        describe(name, rows[name], evaluations)
     for picture, names in PICTURES.items():
         if all(name in rows for name in names):
             draw(arguments.folder / picture, {name: rows[name] for name in names})
