@@ -22,18 +22,22 @@ fn rules(faults: &[(HttpFault, f64)]) -> Vec<HttpRule> {
 fn a_store_that_fails_in_every_way_changes_no_bit() {
     let server = Moto::start();
     server.create_bucket("runs");
-    fails_in_every_way(server.port, environment);
+    fails_in_every_way(server.port, environment, "store");
 }
 
-/// Another server, which ignores the conditions of writes: while one leads, nobody needs them.
+/// Another server, which ignores the conditions of writes and so can elect nobody.
 #[test]
 fn another_store_that_fails_in_every_way_changes_no_bit() {
     let folder = tempfile::tempdir().unwrap();
     let server = S3rver::start(folder.path(), "runs");
-    fails_in_every_way(server.port, S3rver::environment_at);
+    fails_in_every_way(server.port, S3rver::environment_at, "static");
 }
 
-fn fails_in_every_way(server: u16, environment: fn(u16) -> BTreeMap<String, String>) {
+fn fails_in_every_way(
+    server: u16,
+    environment: fn(u16) -> BTreeMap<String, String>,
+    election: &str,
+) {
     let bench = Workbench::new();
     let mut laptop = bench.train("disk", None);
     let undisturbed = laptop.args(["--set", STEPS]).output().unwrap();
@@ -46,6 +50,7 @@ fn fails_in_every_way(server: u16, environment: fn(u16) -> BTreeMap<String, Stri
         .args(["--set", STEPS, "--set", "checkpoint.every=20"])
         .args(["--set", "checkpoint.memory_bytes=0"])
         .args(["--set", "run.store=\"s3://runs/team\""])
+        .args(["--set", &format!("cluster.election={election:?}")])
         .envs(environment(proxy.address().port()));
     let running = bench.start_command("run", train);
     let mut steps = running.steps();
