@@ -63,12 +63,7 @@ impl Decoder {
         mut routing: Option<&mut Routing>,
     ) -> Tensor {
         let columns = tokens.size()[1];
-        let pass = Pass {
-            columns,
-            rotary: self.rotary.as_ref(),
-            drop,
-            mask,
-        };
+        let pass = self.pass(columns, drop, mask);
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let mut x = self.embed(tokens, start, columns);
         x = dropout(x, drop).view([-1, self.width]);
@@ -96,21 +91,20 @@ impl Decoder {
         for (module, tokens) in self.predictions.iter().zip(tokens_after) {
             let columns = tokens.size()[1];
             let embedded = self.embed(tokens, 0, columns).view([-1, self.width]);
-            let pass = Pass {
-                columns,
-                rotary: self.rotary.as_ref(),
-                drop,
-                mask,
-            };
+            let pass = self.pass(columns, drop, mask);
             h = module.forward(&h, &embedded, pass, routing);
             made.push(h.shallow_clone());
         }
         made
     }
 
-    /// Number of modules that predict tokens after the next one.
-    pub(crate) fn num_predictions(&self) -> usize {
-        self.predictions.len()
+    fn pass<'a>(&'a self, columns: i64, drop: f64, mask: Option<&'a Tensor>) -> Pass<'a> {
+        Pass {
+            columns,
+            rotary: self.rotary.as_ref(),
+            drop,
+            mask,
+        }
     }
 
     /// Float32 logits `[tokens, vocab_size]` of `[tokens, width]`.

@@ -229,11 +229,14 @@ impl Model {
         let mut routing = Routing::default();
         let (logits, further) = {
             let _generator = (drop > 0.0).then(|| seeded_generator(seed));
-            let hidden = self.hidden(micro_batch, drop, Some(&mut routing));
-            let further = self.further_losses(&hidden, micro_batch, drop, &mut routing);
+            let mask = self.mask(micro_batch);
+            let mask = mask.as_ref();
+            let hidden = self.hidden(micro_batch, drop, mask, Some(&mut routing));
+            let further = self.further_losses(&hidden, micro_batch, drop, mask, &mut routing);
             (self.decoder.logits(&hidden), further)
         };
-        let losses = cross_entropies(&logits, &micro_batch.targets_tensor(self.device));
+        let targets = micro_batch.targets_tensor(self.device);
+        let losses = cross_entropies(&logits, &targets);
         let mut objective = losses.sum(Kind::Float);
         if let Some(further) = further {
             objective += further;
@@ -242,9 +245,7 @@ impl Model {
             objective += loss;
         }
         if self.z_loss > 0.0 {
-            let counted = micro_batch
-                .targets_tensor(self.device)
-                .not_equal(IGNORED_TARGET);
+            let counted = targets.not_equal(IGNORED_TARGET);
             let squares = logits.logsumexp([-1], false).square() * counted;
             objective += squares.sum(Kind::Float) * self.z_loss;
         }
@@ -257,16 +258,16 @@ impl Model {
         hidden: &Tensor,
         micro_batch: &MicroBatch,
         drop: f64,
+        mask: Option<&Tensor>,
         routing: &mut Routing,
     ) -> Option<Tensor> {
         let mtp = self.config.mtp.as_ref()?;
-        let tokens_after: Vec<Tensor> = (1..=self.decoder.num_predictions())
+        let tokens_after: Vec<Tensor> = (1..=mtp.modules)
             .map(|places| micro_batch.tokens_after(places, self.device))
             .collect();
-        let mask = self.mask(micro_batch);
         let made = self
             .decoder
-            .predictions(hidden, &tokens_after, drop, mask.as_ref(), routing);
+            .predictions(hidden, &tokens_after, drop, mask, routing);
         let sums = made.iter().zip(1..).map(|(hidden, places)| {
             let targets = micro_batch.targets_after(places, self.device);
             cross_entropies(&self.decoder.logits(hidden), &targets).sum(Kind::Float)
@@ -276,16 +277,22 @@ impl Model {
     }
 
     fn micro_logits(&self, micro_batch: &MicroBatch) -> Tensor {
-        self.decoder.logits(&self.hidden(micro_batch, 0.0, None))
+        let mask = self.mask(micro_batch);
+        let hidden = self.hidden(micro_batch, 0.0, mask.as_ref(), None);
+        self.decoder.logits(&hidden)
     }
 
-    fn hidden(&self, micro_batch: &MicroBatch, drop: f64, routing: Option<&mut Routing>) -> Tensor {
+    fn hidden(
+        &self,
+        micro_batch: &MicroBatch,
+        drop: f64,
+        mask: Option<&Tensor>,
+        routing: Option<&mut Routing>,
+    ) -> Tensor {
         // A thread that computes for the first time takes over the pinned number of threads only when it is asked.
         tch::get_num_threads();
         let tokens = micro_batch.inputs_tensor(self.device);
-        let mask = self.mask(micro_batch);
-        self.decoder
-            .hidden(&tokens, drop, mask.as_ref(), None, routing)
+        self.decoder.hidden(&tokens, drop, mask, None, routing)
     }
 
     /// Who sees whom, `[rows, 1, columns, columns]`, if documents are kept apart.

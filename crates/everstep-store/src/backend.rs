@@ -14,7 +14,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzure, MicrosoftAzureBuilder};
 use object_store::client::ClientConfigKey;
+use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, ObjectStore, RetryConfig};
@@ -106,18 +109,27 @@ impl Place {
         })
     }
 
-    /// The run's folder, through two clients that differ in how long they wait. `build` makes one with these settings.
-    fn backend<S: ObjectStore>(
+    /// The run's folder, through two clients that differ in how long they wait.
+    ///
+    /// Bare containers have no CA certificates, without which no client can be built. A plain `http://` endpoint needs none, so there the
+    /// client is built with an empty set, which trusts nobody.
+    fn backend<S: Service>(
         &self,
+        service: &S,
+        plain_http: bool,
         suspicion: Option<&'static str>,
-        build: impl Fn(&[(ClientConfigKey, &str)]) -> object_store::Result<S>,
     ) -> Result<Backend, String> {
         let client = |timeout| -> Result<Arc<dyn ObjectStore>, String> {
-            let settings = [
-                (ClientConfigKey::ConnectTimeout, CONNECT_TIMEOUT),
-                (ClientConfigKey::Timeout, timeout),
-            ];
-            let store = build(&settings).map_err(|error| one_line(&error))?;
+            let client = service
+                .clone()
+                .with_client(ClientConfigKey::ConnectTimeout, CONNECT_TIMEOUT)
+                .with_client(ClientConfigKey::Timeout, timeout);
+            let mut store = client.clone().build();
+            if store.is_err() && plain_http {
+                let key = ClientConfigKey::NoSystemCertificates;
+                store = client.with_client(key, "true").build();
+            }
+            let store = store.map_err(|error| one_line(&error))?;
             Ok(Arc::new(PrefixStore::new(store, self.prefix.clone())))
         };
         Ok(Backend {
@@ -129,25 +141,59 @@ impl Place {
     }
 }
 
-fn unknown_setting(name: &str, family: &str) -> String {
-    format!("setting `{name}` is unknown, allowed are the {family}_* names of object_store")
+/// What the builders of object_store's clients have in common.
+trait Service: Clone {
+    type Store: ObjectStore;
+
+    /// The same with settings by their names in the environment.
+    fn with_options(self, options: &BTreeMap<String, String>) -> Result<Self, String>;
+    fn with_client(self, key: ClientConfigKey, value: &str) -> Self;
+    fn build(self) -> object_store::Result<Self::Store>;
 }
 
-/// Bare containers have no CA certificates, without which the HTTP client cannot be built. A plain `http://` endpoint needs none, so there
-/// the client is built with an empty set, which trusts nobody.
-fn with_certificates_if_any<S>(
-    settings: &[(ClientConfigKey, &str)],
-    plain_http: bool,
-    build: impl Fn(&[(ClientConfigKey, &str)]) -> object_store::Result<S>,
-) -> object_store::Result<S> {
-    let result = build(settings);
-    if result.is_err() && plain_http {
-        let mut settings = settings.to_vec();
-        settings.push((ClientConfigKey::NoSystemCertificates, "true"));
-        return build(&settings);
-    }
-    result
+/// [`Service`] for a builder, its type of keys and its store, whose settings begin with `$family`.
+macro_rules! service {
+    ($builder:ty, $key:ident, $store:ty, $family:literal) => {
+        impl Service for $builder {
+            type Store = $store;
+
+            fn with_options(mut self, options: &BTreeMap<String, String>) -> Result<Self, String> {
+                for (name, value) in options {
+                    let key: $key = name.to_ascii_lowercase().parse().map_err(|_| {
+                        format!(
+                            "setting `{name}` is unknown, allowed are the {}_* names of object_store",
+                            $family
+                        )
+                    })?;
+                    self = self.with_config(key, value);
+                }
+                Ok(self)
+            }
+
+            fn with_client(self, key: ClientConfigKey, value: &str) -> Self {
+                self.with_config($key::Client(key), value)
+            }
+
+            fn build(self) -> object_store::Result<Self::Store> {
+                self.with_retry(retries()).build()
+            }
+        }
+    };
 }
+
+service!(AmazonS3Builder, AmazonS3ConfigKey, AmazonS3, "AWS");
+service!(
+    MicrosoftAzureBuilder,
+    AzureConfigKey,
+    MicrosoftAzure,
+    "AZURE"
+);
+service!(
+    GoogleCloudStorageBuilder,
+    GoogleConfigKey,
+    GoogleCloudStorage,
+    "GOOGLE"
+);
 
 /// A request that failed is repeated a few times at once, with jitter. An outage is the caller's to bridge: it knows what else
 /// can be done meanwhile, and says so.

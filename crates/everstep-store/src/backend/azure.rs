@@ -5,17 +5,12 @@ use std::collections::BTreeMap;
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::client::ClientConfigKey;
 
-use super::{Backend, Place, retries, unknown_setting, with_certificates_if_any};
+use super::{Backend, Place, Service as _};
 
 pub(super) fn open(place: Place, options: &BTreeMap<String, String>) -> Result<Backend, String> {
-    let mut builder = MicrosoftAzureBuilder::from_env().with_container_name(&place.bucket);
-    for (name, value) in options {
-        let key: AzureConfigKey = name
-            .to_ascii_lowercase()
-            .parse()
-            .map_err(|_| unknown_setting(name, "AZURE"))?;
-        builder = builder.with_config(key, value);
-    }
+    let builder = MicrosoftAzureBuilder::from_env()
+        .with_container_name(&place.bucket)
+        .with_options(options)?;
     let value = |key| builder.get_config_value(&key);
     let is_on = |key| value(key).as_deref() == Some("true");
     let is_emulated = is_on(AzureConfigKey::UseEmulator);
@@ -44,13 +39,5 @@ pub(super) fn open(place: Place, options: &BTreeMap<String, String>) -> Result<B
         .any(|key| value(key).is_some());
     let suspicion = (!has_credentials)
         .then_some("neither AZURE_STORAGE_ACCOUNT_KEY nor another source of credentials is set");
-    place.backend(suspicion, |settings| {
-        with_certificates_if_any(settings, plain_http, |settings| {
-            let mut builder = builder.clone().with_retry(retries());
-            for (key, value) in settings {
-                builder = builder.with_config(AzureConfigKey::Client(*key), *value);
-            }
-            builder.build()
-        })
-    })
+    place.backend(&builder, plain_http, suspicion)
 }

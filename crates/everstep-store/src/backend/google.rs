@@ -4,17 +4,12 @@ use std::collections::BTreeMap;
 
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 
-use super::{Backend, Place, retries, unknown_setting, with_certificates_if_any};
+use super::{Backend, Place, Service as _};
 
 pub(super) fn open(place: Place, options: &BTreeMap<String, String>) -> Result<Backend, String> {
-    let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(&place.bucket);
-    for (name, value) in options {
-        let key: GoogleConfigKey = name
-            .to_ascii_lowercase()
-            .parse()
-            .map_err(|_| unknown_setting(name, "GOOGLE"))?;
-        builder = builder.with_config(key, value);
-    }
+    let builder = GoogleCloudStorageBuilder::from_env()
+        .with_bucket_name(&place.bucket)
+        .with_options(options)?;
     let value = |key| builder.get_config_value(&key);
     let plain_http =
         value(GoogleConfigKey::BaseUrl).is_some_and(|endpoint| endpoint.starts_with("http://"));
@@ -30,13 +25,5 @@ pub(super) fn open(place: Place, options: &BTreeMap<String, String>) -> Result<B
     let suspicion = (!has_credentials).then_some(
         "neither GOOGLE_APPLICATION_CREDENTIALS nor another source of credentials is set",
     );
-    place.backend(suspicion, |settings| {
-        with_certificates_if_any(settings, plain_http, |settings| {
-            let mut builder = builder.clone().with_retry(retries());
-            for (key, value) in settings {
-                builder = builder.with_config(GoogleConfigKey::Client(*key), *value);
-            }
-            builder.build()
-        })
-    })
+    place.backend(&builder, plain_http, suspicion)
 }

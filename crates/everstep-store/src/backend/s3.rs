@@ -5,17 +5,12 @@ use std::collections::BTreeMap;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::client::ClientConfigKey;
 
-use super::{Backend, Place, retries, unknown_setting, with_certificates_if_any};
+use super::{Backend, Place, Service as _};
 
 pub(super) fn open(place: Place, options: &BTreeMap<String, String>) -> Result<Backend, String> {
-    let mut builder = AmazonS3Builder::from_env().with_bucket_name(&place.bucket);
-    for (name, value) in options {
-        let key: AmazonS3ConfigKey = name
-            .to_ascii_lowercase()
-            .parse()
-            .map_err(|_| unknown_setting(name, "AWS"))?;
-        builder = builder.with_config(key, value);
-    }
+    let builder = AmazonS3Builder::from_env()
+        .with_bucket_name(&place.bucket)
+        .with_options(options)?;
     let allow_http = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
     let plain_http = endpoint(&builder).is_some_and(|endpoint| endpoint.starts_with("http://"));
     if plain_http && builder.get_config_value(&allow_http).as_deref() != Some("true") {
@@ -26,15 +21,7 @@ pub(super) fn open(place: Place, options: &BTreeMap<String, String>) -> Result<B
     let suspicion = (!has_credentials(&builder)).then_some(
         "neither AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY nor another source of credentials is set",
     );
-    place.backend(suspicion, |settings| {
-        with_certificates_if_any(settings, plain_http, |settings| {
-            let mut builder = builder.clone().with_retry(retries());
-            for (key, value) in settings {
-                builder = builder.with_config(AmazonS3ConfigKey::Client(*key), *value);
-            }
-            builder.build()
-        })
-    })
+    place.backend(&builder, plain_http, suspicion)
 }
 
 /// Whether anything but the metadata service of a cloud machine could give credentials.
