@@ -7,7 +7,7 @@ fn main() {
     for variable in ["LIBTORCH", "LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    println!("cargo:rerun-if-changed=shim/fp8.cpp");
+    println!("cargo:rerun-if-changed=shim");
     let folder = env::var_os("LIBTORCH_INCLUDE").or_else(|| env::var_os("LIBTORCH"));
     // `.cargo/config.toml` sets it.
     let include = PathBuf::from(folder.expect("LIBTORCH is set")).join("include");
@@ -20,6 +20,6 @@ fn main() {
         .warnings(false)
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .includes([include.join("torch/csrc/api/include"), include])
-        .file("shim/fp8.cpp")
+        .files(["shim/fp8.cpp", "shim/recompute.cpp"])
         .compile("everstep_shim");
 }

@@ -86,7 +86,10 @@ fn exported(bench: &Workbench, options: &[&str], settings: &[&str]) -> PathBuf {
 
 #[test]
 fn what_is_exported_imported_and_exported_again_has_the_same_bytes() {
-    let llama = ["data.tokenizer={kind = \"bpe\", vocab_size = 300}"];
+    let llama = [
+        "data.tokenizer={kind = \"bpe\", vocab_size = 300}",
+        "optimizer.ema_decay=0.9",
+    ];
     let gpt2 = ["model.architecture=gpt2", "model.kv_heads=4"];
     for (dtype, fields) in [
         ("float32", &llama[..]),
@@ -115,6 +118,34 @@ fn what_is_exported_imported_and_exported_again_has_the_same_bytes() {
         let trained = export(&bench, "second", "trained", &options);
         assert_ne!(files(&folder), files(&trained), "{dtype}");
     }
+}
+
+#[test]
+fn the_mean_of_the_weights_is_exported_if_there_is_one() {
+    let bench = Workbench::new();
+    let trained = exported(&bench, &[], &["optimizer.ema_decay=0.9"]);
+    let [mean, first, first_mean] = [
+        ("mean", &["--ema"][..]),
+        ("first-weights", &["--step", "0"]),
+        ("first-mean", &["--ema", "--step", "0"]),
+    ]
+    .map(|(out, options)| files(&export(&bench, "first", out, options)));
+    assert_ne!(mean, files(&trained));
+    assert_ne!(mean, first);
+    assert_eq!(first, first_mean);
+
+    let mut command = bench.train("none", None);
+    command.args(["--set", "run.stop_at=1"]);
+    success(command);
+    let mut command = everstep();
+    command.arg("generate").arg("--ema");
+    command.arg("--run-dir").arg(bench.path().join("none"));
+    let line = refused(command);
+    assert!(
+        line.starts_with("--ema: ")
+            && line.ends_with("none keeps no running mean of its weights; `optimizer.ema_decay` of its run file would have"),
+        "{line}"
+    );
 }
 
 #[test]

@@ -68,10 +68,12 @@ kv_heads = 2
 width = 32
 context = 32
 "#,
+            "",
         )
     }
 
-    /// The same with latent attention, experts whose biases move, a module that predicts further tokens, and Muon.
+    /// The same with latent attention, experts whose biases move, a module that predicts further tokens, Muon, moments in bfloat16 and a
+    /// mean of the weights.
     pub(crate) fn of_experts() -> Self {
         Self::with_model(
             r#"
@@ -96,10 +98,11 @@ balance_rate = 0.01
 [model.mtp]
 [optimizer.muon]
 "#,
+            "moments = \"bfloat16\"\nema_decay = 0.9",
         )
     }
 
-    fn with_model(model: &str) -> Self {
+    fn with_model(model: &str, optimizer: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let text: String = (0..4000)
             .map(|line| format!("line {line}: {} steps are not lost\n", line * line % 977))
@@ -128,6 +131,7 @@ micro_batches = 2
 lr = 3e-3
 min_lr = 3e-4
 warmup_steps = 10
+{optimizer}
 
 [compute]
 threads = 1

@@ -147,6 +147,9 @@ pub(crate) struct ExportArgs {
     /// A committed step, or 0 for what training began with; the default is the last one.
     #[arg(long, value_name = "N")]
     pub(crate) step: Option<u64>,
+    /// Take the running mean of the weights (`optimizer.ema_decay`).
+    #[arg(long)]
+    pub(crate) ema: bool,
     /// Type of the tensors.
     #[arg(long, value_enum, default_value_t = ExportDtype::Float32)]
     pub(crate) dtype: ExportDtype,
@@ -206,6 +209,9 @@ pub(crate) struct GenerateArgs {
     /// A committed step, or 0 for what training began with; the default is the last one.
     #[arg(long, value_name = "N")]
     pub(crate) step: Option<u64>,
+    /// Take the running mean of the weights (`optimizer.ema_decay`).
+    #[arg(long)]
+    pub(crate) ema: bool,
     /// The text to go on from.
     #[arg(long, default_value = "\n")]
     pub(crate) prompt: String,

@@ -8,7 +8,7 @@ use crate::{trained, user};
 
 pub(crate) fn run(args: ExportArgs) -> anyhow::Result<()> {
     let run = RunContext::open(&RunDir::new(&args.run_dir)).map_err(user)?;
-    let parameters = trained::parameters(&run, args.step)?;
+    let parameters = trained::parameters(&run, args.step, args.ema)?;
     let tokenizer = run.dataset().tokenizer();
     let tokenizer = ExportedTokenizer {
         json: tokenizer.json(),

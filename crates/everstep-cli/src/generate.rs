@@ -30,7 +30,7 @@ pub(crate) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     if prompt.is_empty() {
         return Err(user("--prompt: is empty; allowed: at least one token"));
     }
-    let model = trained::model(&run, args.step)?;
+    let model = trained::model(&run, args.step, args.ema)?;
 
     let stop = tokenizer.eot().map(i64::from).into_iter().collect();
     let options = GenerateOptions {

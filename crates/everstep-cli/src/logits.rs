@@ -18,7 +18,7 @@ pub(crate) fn run(args: LogitsArgs) -> anyhow::Result<()> {
         .encode(&args.prompt)
         .map_err(|error| user(format!("--prompt: {error}")))?;
     let inputs: Vec<i64> = tokens.iter().copied().map(i64::from).collect();
-    let model = trained::model(&run, args.step)?;
+    let model = trained::model(&run, args.step, false)?;
     let micro_batch = MicroBatch {
         targets: inputs.clone(),
         rows: 1,

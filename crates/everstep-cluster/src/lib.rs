@@ -48,7 +48,7 @@ pub use agent::{
 };
 pub use process::{Ending, ProcessError, run_process};
 pub use quarantine::{clear as clear_quarantine, list as list_quarantines};
-pub use run::{RunContext, RunError, RunRequest, goodput};
+pub use run::{RunContext, RunError, RunRequest, Weights, goodput};
 pub use rundir::RunDir;
 pub use session::make_secret as make_session_secret;
 pub use status::{

@@ -88,6 +88,15 @@ impl Default for Timing {
     }
 }
 
+/// What of a run's state becomes a model's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// The parameters that were trained.
+    Trained,
+    /// Their running mean.
+    Averaged,
+}
+
 /// One run, the same in every process.
 #[derive(Debug)]
 pub struct RunContext {
@@ -234,11 +243,22 @@ impl RunContext {
         }
     }
 
-    /// The master parameters at `step`, or at the last committed one, in the layout's order. Those of step 0 are always known.
+    /// The master parameters at `step`, or at the last committed one, or the running mean of them, in the layout's order. Those of step 0
+    /// are always known.
     ///
     /// # Errors
-    /// The step is not committed, or its checkpoint is damaged or cannot be read.
-    pub async fn parameters_at(&self, step: Option<u64>) -> Result<Vec<f32>, RunError> {
+    /// The step is not committed, its checkpoint is damaged or cannot be read, or the run keeps no mean.
+    pub async fn parameters_at(
+        &self,
+        step: Option<u64>,
+        weights: Weights,
+    ) -> Result<Vec<f32>, RunError> {
+        if weights == Weights::Averaged && self.numerics.config().ema_decay.is_none() {
+            return Err(RunError::User(format!(
+                "--ema: {} keeps no running mean of its weights; `optimizer.ema_decay` of its run file would have",
+                self.run_dir.path().display()
+            )));
+        }
         if step == Some(0) {
             let blocks = 0..self.num_blocks();
             let states: Vec<BlockState> = blocks
@@ -249,23 +269,32 @@ impl RunContext {
         }
         let store = self.open_store()?;
         let step = self.committed_step(&store, step).await?;
-        self.load_parameters(&store, step).await
+        self.load_parameters(&store, step, weights).await
     }
 
-    async fn load_parameters(&self, store: &RunStore, step: u64) -> Result<Vec<f32>, RunError> {
+    async fn load_parameters(
+        &self,
+        store: &RunStore,
+        step: u64,
+        weights: Weights,
+    ) -> Result<Vec<f32>, RunError> {
         let blocks: Vec<BlockId> = (0..self.num_blocks()).collect();
         let mut values = vec![0.0; self.layout().num_elements()];
         for state in store.load_blocks(step, &blocks).await? {
             let block = self.layout().block(state.block);
-            if state.param.len() != block.len {
+            let found = match weights {
+                Weights::Trained => &state.param,
+                Weights::Averaged => &state.ema,
+            };
+            if found.len() != block.len {
                 return Err(RunError::User(format!(
                     "checkpoint {step} is of another model: block {} has {} values, not {}",
                     state.block,
-                    state.param.len(),
+                    found.len(),
                     block.len
                 )));
             }
-            values[block.offset..block.offset + block.len].copy_from_slice(&state.param);
+            values[block.offset..block.offset + block.len].copy_from_slice(found);
         }
         Ok(values)
     }
@@ -358,7 +387,7 @@ impl RunContext {
             Some(weights) => {
                 let place = self.layout().block(block);
                 let values = weights.values(place.offset..place.offset + place.len)?;
-                Ok(BlockState::new(values))
+                Ok(self.numerics.first_state(values))
             }
         }
     }
@@ -390,6 +419,10 @@ impl RunContext {
         let model = match end.filter(|_| self.config.data.document_mask) {
             Some(end) => model.with_document_end(end),
             None => model,
+        };
+        let model = match self.config.compute.recompute {
+            true => model.with_recomputation(),
+            false => model,
         };
         model
             .with_z_loss(self.config.optimizer_extras().z_loss)

@@ -28,12 +28,12 @@ pub(crate) struct SnapshotBlock {
 
 #[derive(Debug)]
 enum Values {
-    Memory([FloatBuffer; 3]),
+    Memory([FloatBuffer; 4]),
     File {
         file: Arc<File>,
         /// Where each part begins, in bytes.
-        offsets: [u64; 3],
-        lens: [usize; 3],
+        offsets: [u64; 4],
+        lens: [usize; 4],
     },
 }
 
@@ -42,6 +42,7 @@ fn index(part: Part) -> usize {
         Part::Param => 0,
         Part::M => 1,
         Part::V => 2,
+        Part::Ema => 3,
     }
 }
 
@@ -91,7 +92,7 @@ impl SnapshotBlock {
         Self {
             block,
             extra: history::to_text(&state.history),
-            values: Values::Memory([state.parameters, state.first_moment, state.second_moment]),
+            values: Values::Memory(state.into_parts()),
         }
     }
 
@@ -100,7 +101,7 @@ impl SnapshotBlock {
         let Values::Memory(parts) = &self.values else {
             return Ok(());
         };
-        let mut offsets = [0; 3];
+        let mut offsets = [0; 4];
         for (part, offset) in parts.iter().zip(&mut offsets) {
             *offset = *end;
             (&**file).write_all(part.as_bytes())?;
@@ -109,7 +110,7 @@ impl SnapshotBlock {
         self.values = Values::File {
             file: file.clone(),
             offsets,
-            lens: [0, 1, 2].map(|part| parts[part].len()),
+            lens: parts.each_ref().map(FloatBuffer::len),
         };
         Ok(())
     }
@@ -125,8 +126,8 @@ pub(crate) fn hold(
 ) -> Vec<SnapshotBlock> {
     let mut blocks: Vec<SnapshotBlock> = blocks.into_iter().map(SnapshotBlock::in_memory).collect();
     let len = |block: &SnapshotBlock| {
-        let parts = [Part::Param, Part::M, Part::V];
-        parts.map(|part| block.len(part) as u64).iter().sum::<u64>()
+        let lens = Part::ALL.map(|part| block.len(part) as u64);
+        lens.iter().sum::<u64>()
     };
     let bytes = VALUE_BYTES * blocks.iter().map(len).sum::<u64>();
     if bytes <= memory_bytes {
@@ -161,6 +162,8 @@ fn create(dir: &Path, name: &str) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use everstep_optim::MomentDtype;
+
     use super::*;
 
     fn state(first: f32) -> BlockState {
@@ -168,13 +171,14 @@ mod tests {
         BlockState {
             first_moment: vec![first; 3].into(),
             second_moment: Vec::new().into(),
-            ..BlockState::new(values)
+            average: vec![-first; 5].into(),
+            ..BlockState::new(values, MomentDtype::Float32, false)
         }
     }
 
     fn read(block: &SnapshotBlock) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for part in [Part::Param, Part::M, Part::V] {
+        for part in Part::ALL {
             // In pieces, as an upload reads.
             let middle = block.len(part) / 3;
             block.read(part, 0..middle, &mut bytes).unwrap();

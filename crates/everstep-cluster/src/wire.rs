@@ -24,7 +24,7 @@ use crate::message::{ClusterMessage, StepMessage};
 use crate::topology::ActorAddress;
 
 /// Version of this format; peers of another version are refused by the transport already.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 const PREFIX: [u8; 4] = [b'E', b'V', b'M', VERSION];
 /// Bytes of the archive's BLAKE3 that follow the prefix. An archive is read from its end, so the front part of one can be a valid
 /// archive of something else; validation alone would not notice.
@@ -184,12 +184,7 @@ fn payload_of(message: &StepMessage) -> Option<Bytes> {
         Message::Partial { gradient, .. } | Message::Replicate { gradient, .. } => {
             gradient.values.to_bytes()
         }
-        Message::Seed { state, .. } => {
-            [&state.parameters, &state.first_moment, &state.second_moment]
-                .map(FloatBuffer::as_bytes)
-                .concat()
-                .into()
-        }
+        Message::Seed { state, .. } => state.parts().map(FloatBuffer::as_bytes).concat().into(),
         _ => return None,
     })
 }
@@ -207,19 +202,27 @@ fn parameters(payload: Bytes, dtype: u8) -> Result<Parameters, WireError> {
     Parameters::from_bytes(dtype, payload).map_err(|error| WireError::Payload(error.to_string()))
 }
 
-fn state(payload: &Bytes, history: History) -> Result<BlockState, WireError> {
-    if !payload.len().is_multiple_of(12) {
+/// `lens`: values of each part.
+fn state(payload: &Bytes, lens: [u32; 4], history: History) -> Result<BlockState, WireError> {
+    let parts_bytes = lens.map(|len| 4 * len as usize);
+    if payload.len() != parts_bytes.iter().sum::<usize>() {
+        let num_bytes = payload.len();
         return Err(WireError::Payload(format!(
-            "{} bytes are not three equal parts of float32",
-            payload.len()
+            "{num_bytes} bytes are not parts of {lens:?} values of float32"
         )));
     }
-    let part = payload.len() / 3;
-    let slice = |index: usize| floats(payload.slice(index * part..(index + 1) * part));
+    let mut start = 0;
+    let mut part = |index: usize| {
+        let end = start + parts_bytes[index];
+        let part = floats(payload.slice(start..end));
+        start = end;
+        part
+    };
     Ok(BlockState {
-        parameters: slice(0)?,
-        first_moment: slice(1)?,
-        second_moment: slice(2)?,
+        parameters: part(0)?,
+        first_moment: part(1)?,
+        second_moment: part(2)?,
+        average: part(3)?,
         history,
     })
 }

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use crate::cache::Cache;
 use crate::config::{ModelConfig, Positions};
 use crate::deepseek_v3::{Prediction, Routing};
-use crate::layer::{Layer, Pass};
+use crate::layer::{Pass, SharedLayer};
 use crate::layers::{Normalize, dropout, in_one_order, is_even};
 use crate::rotary::Rotary;
 use crate::spec::{Names, prediction_layers};
@@ -17,13 +17,15 @@ pub(crate) struct Decoder {
     tokens: Tensor,
     positions: Option<Tensor>,
     rotary: Option<Rotary>,
-    layers: Vec<Layer>,
+    layers: Vec<SharedLayer>,
     last_norm: Normalize,
     /// `[vocab_size, width]`; the token embedding if they are tied.
     output: Tensor,
     /// They predict tokens after the next one, while training.
     predictions: Vec<Prediction>,
     width: i64,
+    /// Whether backward computes each layer again, while training.
+    pub(crate) is_recomputed: bool,
 }
 
 impl Decoder {
@@ -35,7 +37,7 @@ impl Decoder {
             positions: learned.then(|| weights.leaf(&[names.positions.to_owned()])),
             rotary: (!learned).then(|| Rotary::new(config, device)),
             layers: (0..config.layers)
-                .map(|layer| Layer::new(weights, config, layer))
+                .map(|layer| SharedLayer::new(weights, config, layer))
                 .collect(),
             last_norm: Normalize::new(weights, config, names.last_norm),
             output: if config.tied_embeddings {
@@ -48,6 +50,7 @@ impl Decoder {
                 .collect(),
             tokens,
             width: config.width as i64,
+            is_recomputed: false,
         }
     }
 
@@ -104,6 +107,7 @@ impl Decoder {
             rotary: self.rotary.as_ref(),
             drop,
             mask,
+            is_recomputed: self.is_recomputed,
         }
     }
 

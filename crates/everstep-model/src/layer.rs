@@ -1,5 +1,8 @@
 //! A layer: attention and MLP of the architecture, each behind a norm and beside the residual stream.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use everstep_torch::recomputed;
 use tch::Tensor;
 
 use crate::attention::Attention;
@@ -22,10 +25,84 @@ pub(crate) struct Pass<'a> {
     pub(crate) drop: f64,
     /// Which tokens each token sees, bool `[rows, 1, columns, columns]`; all before it if left out.
     pub(crate) mask: Option<&'a Tensor>,
+    /// Whether backward computes each layer again, instead of keeping what it needs of them.
+    pub(crate) is_recomputed: bool,
+}
+
+/// A layer as backward may need it: again, and on another thread.
+#[derive(Debug)]
+pub(crate) struct SharedLayer {
+    layer: Arc<Mutex<Layer>>,
+    /// By which it is differentiated.
+    leaves: Vec<Tensor>,
+}
+
+impl SharedLayer {
+    pub(crate) fn new(weights: &mut Weights, config: &ModelConfig, layer: usize) -> Self {
+        let num_before = weights.leaves().len();
+        let layer = Layer::new(weights, config, layer);
+        let leaves = weights.leaves()[num_before..].iter();
+        Self {
+            leaves: leaves.map(|(_, leaf)| leaf.shallow_clone()).collect(),
+            layer: Arc::new(Mutex::new(layer)),
+        }
+    }
+
+    /// As [`Layer::forward`].
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        pass: Pass<'_>,
+        cache: Option<&mut Cache>,
+        routing: Option<&mut Routing>,
+    ) -> Tensor {
+        match routing {
+            Some(routing) if pass.is_recomputed => self.forward_again_in_backward(x, pass, routing),
+            routing => lock(&self.layer).forward(x, pass, cache, routing),
+        }
+    }
+
+    fn forward_again_in_backward(
+        &self,
+        x: &Tensor,
+        pass: Pass<'_>,
+        routing: &mut Routing,
+    ) -> Tensor {
+        let layer = self.layer.clone();
+        let rotary = pass.rotary.map(Rotary::shallow_clone);
+        let mask = pass.mask.map(Tensor::shallow_clone);
+        let Pass { columns, drop, .. } = pass;
+        // Of the loads only those of the first time count.
+        let loads = Arc::new(Mutex::new(Vec::new()));
+        let seen = loads.clone();
+        let mut outputs = recomputed(x, &self.leaves, drop > 0.0, move |x| {
+            let pass = Pass {
+                columns,
+                rotary: rotary.as_ref(),
+                drop,
+                mask: mask.as_ref(),
+                is_recomputed: false,
+            };
+            let mut routing = Routing::default();
+            let y = lock(&layer).forward(x, pass, None, Some(&mut routing));
+            *lock(&seen) = routing.excess;
+            [y].into_iter().chain(routing.losses).collect()
+        })
+        .into_iter();
+        let y = outputs.next().expect("a layer gives its residual stream");
+        routing.losses.extend(outputs);
+        routing.excess.append(&mut lock(&loads));
+        y
+    }
+}
+
+/// A panic while it was held ends the process's actor; nothing of a layer changes in a pass.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug)]
-pub(crate) struct Layer {
+struct Layer {
     attention_norm: Normalize,
     attention: AnyAttention,
     mlp_norm: Normalize,
@@ -46,7 +123,7 @@ enum AnyMlp {
 }
 
 impl Layer {
-    pub(crate) fn new(weights: &mut Weights, config: &ModelConfig, layer: usize) -> Self {
+    fn new(weights: &mut Weights, config: &ModelConfig, layer: usize) -> Self {
         let names = Names::of(config);
         let norm = |weights: &mut Weights, name| {
             Normalize::new(weights, config, &names.in_layer(layer, name))
@@ -74,7 +151,7 @@ impl Layer {
     }
 
     /// The residual stream, `[rows * columns, width]`, to the same.
-    pub(crate) fn forward(
+    fn forward(
         &self,
         x: &Tensor,
         pass: Pass<'_>,

@@ -116,6 +116,13 @@ impl Model {
         self
     }
 
+    /// Keeps only the input of each layer for backward, which computes the rest again: the same bits, slower, in less memory.
+    #[must_use]
+    pub fn with_recomputation(mut self) -> Self {
+        self.decoder.is_recomputed = true;
+        self
+    }
+
     /// What the model is.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -172,10 +179,15 @@ impl Model {
         let mut loss_sum = 0.0;
         for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
             let seed = Stream::new(dropout_seed, Purpose::Dropout, &[index as u64]).next_u64();
-            let (objective, losses, routing) = self.forward(micro_batch, self.config.dropout, seed);
+            let drop = self.config.dropout;
+            let drawing = (drop > 0.0).then(|| seeded_generator(seed));
+            let (objective, losses, routing) = self.forward(micro_batch, drop);
+            // Backward draws again what it computes again.
+            let drawing = drawing.filter(|_| self.decoder.is_recomputed);
             let leaves = self.weights.leaves();
             let inputs: Vec<&Tensor> = leaves.iter().map(|(_, leaf)| leaf).collect();
             let gradients = Tensor::run_backward(&[objective], &inputs, false, false);
+            std::mem::drop(drawing);
             let of_leaves = leaves.iter().map(|(range, _)| range).zip(&gradients);
             let of_routers = routing.excess.iter().map(|(range, excess)| (range, excess));
             for (range, gradient) in of_leaves.chain(of_routers) {
@@ -225,16 +237,13 @@ impl Model {
     }
 
     /// What is differentiated (a scalar), each token's cross-entropy, and what the routers did.
-    fn forward(&self, micro_batch: &MicroBatch, drop: f64, seed: u64) -> (Tensor, Tensor, Routing) {
+    fn forward(&self, micro_batch: &MicroBatch, drop: f64) -> (Tensor, Tensor, Routing) {
         let mut routing = Routing::default();
-        let (logits, further) = {
-            let _generator = (drop > 0.0).then(|| seeded_generator(seed));
-            let mask = self.mask(micro_batch);
-            let mask = mask.as_ref();
-            let hidden = self.hidden(micro_batch, drop, mask, Some(&mut routing));
-            let further = self.further_losses(&hidden, micro_batch, drop, mask, &mut routing);
-            (self.decoder.logits(&hidden), further)
-        };
+        let mask = self.mask(micro_batch);
+        let mask = mask.as_ref();
+        let hidden = self.hidden(micro_batch, drop, mask, Some(&mut routing));
+        let further = self.further_losses(&hidden, micro_batch, drop, mask, &mut routing);
+        let logits = self.decoder.logits(&hidden);
         let targets = micro_batch.targets_tensor(self.device);
         let losses = cross_entropies(&logits, &targets);
         let mut objective = losses.sum(Kind::Float);

@@ -44,6 +44,15 @@ impl Rotary {
         }
     }
 
+    /// The same tables.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self {
+            cosines: self.cosines.shallow_clone(),
+            sines: self.sines.shallow_clone(),
+            half: self.half,
+        }
+    }
+
     /// The same for heads whose pairs are neighbours; the result has the first of each pair before the second ones.
     pub(crate) fn turn_interleaved(&self, x: &Tensor, start: i64) -> Tensor {
         let mut size = x.size();

@@ -212,6 +212,13 @@ fn same_bits(precision: Precision) {
             bits(&second.gradient(&slot, seed).unwrap()) == bits(&expected),
             "{name}: another model"
         );
+        let mut third = model(&config, precision).with_recomputation();
+        let again = third.gradient(&slot, seed).unwrap();
+        assert!(
+            bits(&again) == bits(&expected),
+            "{name}: layers computed again: {}",
+            difference(&config, &again, &expected)
+        );
         if config.dropout > 0.0 {
             assert!(
                 bits(&first.gradient(&slot, seed + 1).unwrap()) != bits(&expected),

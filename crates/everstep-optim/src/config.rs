@@ -6,6 +6,7 @@ use thiserror::Error;
 use everstep_protocol::Step;
 
 use crate::kernels::AdamStep;
+use crate::moments::MomentDtype;
 use crate::muon::{MuonConfig, MuonStep};
 use crate::schedule::Schedule;
 
@@ -43,6 +44,12 @@ pub struct OptimizerConfig {
     /// `wsd`: length of the decay at the end of the run. A tenth of `num_steps` if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decay_steps: Option<u64>,
+    /// Type of the running means. `float32` if left out.
+    #[serde(default, skip_serializing_if = "MomentDtype::is_float32")]
+    pub moments: MomentDtype,
+    /// Decay of a running mean of the parameters, updated after every step that is applied. None is kept if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
     /// Steps of the run.
     pub num_steps: u64,
     /// Moves the matrices of layers by Muon instead. AdamW for all if left out.
@@ -84,6 +91,9 @@ const EPS_MIN: f64 = 1e-30;
 /// torch's `clip_grad_norm_` adds this to the norm.
 const CLIP_EPS: f64 = 1e-6;
 
+/// A mean in bfloat16 that decays more slowly stands still: a step changes it by less than half of its last bit, 2^-8 of it.
+const BFLOAT16_DECAY_MAX: f64 = 0.992;
+
 impl OptimizerConfig {
     /// A configuration with every default, for runs that are built in code.
     pub fn new(lr: f64, num_steps: u64) -> Self {
@@ -98,6 +108,8 @@ impl OptimizerConfig {
             warmup_steps: 0,
             decay_end_step: None,
             decay_steps: None,
+            moments: MomentDtype::default(),
+            ema_decay: None,
             num_steps,
             muon: None,
         }
@@ -149,6 +161,11 @@ impl OptimizerConfig {
             (1..=1 << 53).contains(&self.num_steps),
             "1 to 2^53",
         )?;
+        self.validate_moments()?;
+        if let Some(decay) = self.ema_decay {
+            let is_decay = (0.0..1.0).contains(&decay);
+            number("ema_decay", decay, is_decay, "0 or more, below 1")?;
+        }
         if let Some(muon) = &self.muon {
             number(
                 "muon.momentum",
@@ -164,6 +181,19 @@ impl OptimizerConfig {
             )?;
         }
         self.validate_schedule()
+    }
+
+    fn validate_moments(&self) -> Result<(), ConfigError> {
+        let momentum = self.muon.as_ref().map_or(0.0, |muon| muon.momentum);
+        let decays = self.betas.into_iter().chain([momentum]);
+        let slowest = decays.fold(0.0, f64::max);
+        if self.moments == MomentDtype::Bfloat16 && slowest > BFLOAT16_DECAY_MAX {
+            let allowed = format!(
+                "\"float32\" with a decay of {slowest} (`betas`, `muon.momentum`): a mean in bfloat16 that decays more slowly than {BFLOAT16_DECAY_MAX} stands still"
+            );
+            return Err(error("moments", "\"bfloat16\"", &allowed));
+        }
+        Ok(())
     }
 
     fn validate_schedule(&self) -> Result<(), ConfigError> {

@@ -9,7 +9,7 @@ use crate::state::BlockState;
 pub struct StateDigest {
     /// BLAKE3 of the master parameters, little-endian.
     pub parameters: Hash,
-    /// BLAKE3 of the first moments, then the second moments, little-endian.
+    /// BLAKE3 of the first moments, the second moments and the mean of the parameters, little-endian.
     pub optimizer: Hash,
 }
 
@@ -19,6 +19,7 @@ impl StateDigest {
         let mut optimizer = Hasher::new();
         optimizer.update(state.first_moment.as_bytes());
         optimizer.update(state.second_moment.as_bytes());
+        optimizer.update(state.average.as_bytes());
         Self {
             parameters: blake3::hash(state.parameters.as_bytes()),
             optimizer: optimizer.finalize(),
@@ -42,10 +43,15 @@ pub fn combine_digests(blocks: impl IntoIterator<Item = StateDigest>) -> StateDi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::moments::MomentDtype;
+
+    fn state(parameters: Vec<f32>) -> BlockState {
+        BlockState::new(parameters, MomentDtype::Float32, false)
+    }
 
     #[test]
     fn every_part_counts() {
-        let state = BlockState::new(vec![1.0, 2.0]);
+        let state = state(vec![1.0, 2.0]);
         let digest = StateDigest::of(&state);
         assert_eq!(
             digest.parameters,
@@ -64,13 +70,16 @@ mod tests {
         let first = changed(|state| state.first_moment.make_mut()[1] = 3.0);
         let second = changed(|state| state.second_moment.make_mut()[1] = 3.0);
         assert_eq!(first.parameters, digest.parameters);
-        assert!(first.optimizer != digest.optimizer && second.optimizer != digest.optimizer);
+        let average = changed(|state| state.average = vec![3.0].into());
+        for changed in [first, second, average] {
+            assert_ne!(changed.optimizer, digest.optimizer);
+        }
         assert_ne!(first.optimizer, second.optimizer);
     }
 
     #[test]
     fn order_counts_in_combinations() {
-        let digests = [1.0, 2.0].map(|value| StateDigest::of(&BlockState::new(vec![value])));
+        let digests = [1.0, 2.0].map(|value| StateDigest::of(&state(vec![value])));
         let (forward, backward) = (
             combine_digests(digests),
             combine_digests([digests[1], digests[0]]),

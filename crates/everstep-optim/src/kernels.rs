@@ -1,6 +1,8 @@
 //! The loops over memory: each is one pass that the compiler vectorises. Vectorising cannot change a bit: operations are
 //! element-wise and exactly rounded, and sums keep a fixed order lane by lane.
 
+use crate::moments::{Bfloat16, Moment};
+
 /// What one AdamW step does to every element of a block.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct AdamStep {
@@ -74,10 +76,10 @@ pub(crate) fn squared_norm(values: &[f32]) -> f64 {
 }
 
 /// One step of AdamW (Loshchilov and Hutter 2019), in the order of operations of `torch.optim.AdamW`.
-pub(crate) fn adamw(
+pub(crate) fn adamw<M: Moment>(
     parameters: &mut [f32],
-    first: &mut [f32],
-    second: &mut [f32],
+    first: &mut [M],
+    second: &mut [M],
     gradient: &[f32],
     step: &AdamStep,
 ) {
@@ -90,10 +92,26 @@ pub(crate) fn adamw(
     for ((parameter, (first, second)), gradient) in parameters.iter_mut().zip(moments).zip(gradient)
     {
         let gradient = gradient * step.scale;
-        *first += step.first_weight * (gradient - *first);
-        *second = *second * step.second_keep + step.second_weight * gradient * gradient;
-        let denominator = second.sqrt() * step.root_factor + step.eps;
-        *parameter = *parameter * step.keep - step.step_size * (*first / denominator);
+        let mean = first.load();
+        let mean = mean + step.first_weight * (gradient - mean);
+        let square = second.load() * step.second_keep + step.second_weight * gradient * gradient;
+        let denominator = square.sqrt() * step.root_factor + step.eps;
+        *parameter = *parameter * step.keep - step.step_size * (mean / denominator);
+        // Only what the next step finds is rounded.
+        *first = M::store(mean);
+        *second = M::store(square);
+    }
+}
+
+/// Moves each mean towards its value by this weight, as `torch.optim.swa_utils` does.
+pub(crate) fn average(means: &mut [f32], values: &[f32], weight: f32) {
+    assert_eq!(
+        means.len(),
+        values.len(),
+        "the parts of one block have one length"
+    );
+    for (mean, &value) in means.iter_mut().zip(values) {
+        *mean += weight * (value - *mean);
     }
 }
 
@@ -111,21 +129,9 @@ pub(crate) fn balance(biases: &mut [f32], excess: &[f32], rate: f32) {
     }
 }
 
-/// The upper halves of the values, rounded to nearest, ties to even. Every NaN becomes the quiet one without payload.
+/// The values as bfloat16.
 pub(crate) fn to_bfloat16(values: &[f32]) -> Vec<u16> {
-    values
-        .iter()
-        .map(|value| {
-            let bits = value.to_bits();
-            // Carries into the upper half exactly if the lower half is above the tie, or at it with an odd upper half.
-            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-            if value.is_nan() {
-                0x7fc0
-            } else {
-                rounded as u16
-            }
-        })
-        .collect()
+    values.iter().map(|&value| Bfloat16::store(value)).collect()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernels;
 use crate::matrix::{Matrix, product};
+use crate::moments::Moment;
 
 /// Muon for a layer's matrices; embeddings, output, norms and biases stay with AdamW.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,9 +56,9 @@ const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
 const NORM_MIN: f32 = 1e-7;
 
 /// Moves a matrix of `[rows, columns]`.
-pub(crate) fn muon(
+pub(crate) fn muon<M: Moment>(
     parameters: &mut [f32],
-    momentum: &mut [f32],
+    momentum: &mut [M],
     gradient: &[f32],
     shape: [usize; 2],
     step: &MuonStep,
@@ -68,10 +69,12 @@ pub(crate) fn muon(
         "the parts of one block have one length"
     );
     // Nesterov's: the mean as it will be after one more of this gradient.
-    let ahead = momentum.iter_mut().zip(gradient).map(|(mean, gradient)| {
+    let ahead = momentum.iter_mut().zip(gradient).map(|(kept, gradient)| {
         let gradient = gradient * step.scale;
-        *mean += (1.0 - step.momentum) * (gradient - *mean);
-        gradient + step.momentum * (*mean - gradient)
+        let mean = kept.load();
+        let mean = mean + (1.0 - step.momentum) * (gradient - mean);
+        *kept = M::store(mean);
+        gradient + step.momentum * (mean - gradient)
     });
     let direction = orthogonal(ahead.collect(), shape);
     let longest = shape[0].max(shape[1]) as f64;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use everstep_protocol::policy::{History, LossPolicy, Verdict};
 use everstep_protocol::{BlockId, Decision, Digest, GradientReport, Numerics, Step};
 
-use crate::buffer::BufferError;
+use crate::buffer::{BufferError, FloatBuffer};
 use crate::config::{ConfigError, OptimizerConfig};
 use crate::gradient::Gradient;
 use crate::kernels;
 use crate::layout::{Layout, Update};
+use crate::moments::{Bfloat16, Moment, MomentDtype};
 use crate::muon;
 use crate::parameters::{ComputeDtype, Parameters};
 use crate::state::BlockState;
@@ -66,38 +67,92 @@ impl TrainingNumerics {
 
     /// State of a block before step 0. Panics if there is no such block.
     pub fn initial_state(&self, seed: u64, block: BlockId) -> BlockState {
-        BlockState::new(self.layout.initial_values(seed, block))
+        self.first_state(self.layout.initial_values(seed, block))
     }
 
-    /// Checks the size of a gradient that came from a peer. Panics if there is no such block.
+    /// State before step 0 of a block that begins with these parameters.
+    pub fn first_state(&self, parameters: impl Into<FloatBuffer>) -> BlockState {
+        let is_averaged = self.config.ema_decay.is_some();
+        BlockState::new(parameters, self.config.moments, is_averaged)
+    }
+
+    /// Checks the size of a gradient that came from a peer.
     ///
     /// # Errors
-    /// [`BufferError::Length`] if the block has another size.
+    /// [`BufferError::Length`] if the block has another size, 0 if there is none.
     pub fn check_gradient(&self, block: BlockId, gradient: &Gradient) -> Result<(), BufferError> {
-        match (self.layout.block(block).len, gradient.values.len()) {
+        match (self.block_len(block), gradient.values.len()) {
             (expected, actual) if expected == actual => Ok(()),
             (expected, actual) => Err(BufferError::Length { expected, actual }),
         }
     }
 
-    /// Checks the size of parameters that came from a peer. Panics if there is no such block.
+    /// Checks the size of parameters that came from a peer.
     ///
     /// # Errors
-    /// [`BufferError::Length`] if the block has another size.
+    /// As [`Self::check_gradient`].
     pub fn check_parameters(
         &self,
         block: BlockId,
         parameters: &Parameters,
     ) -> Result<(), BufferError> {
-        parameters.check_len(self.layout.block(block).len)
+        parameters.check_len(self.block_len(block))
     }
 
-    /// Checks the size of a state that came from a peer or a disk. Panics if there is no such block.
+    /// Checks the size of a state that came from a peer or a disk.
     ///
     /// # Errors
-    /// [`BufferError::Length`] if the block has another size.
+    /// As [`Self::check_gradient`].
     pub fn check_state(&self, block: BlockId, state: &BlockState) -> Result<(), BufferError> {
-        state.check_len(self.layout.block(block).len)
+        let len = self.block_len(block);
+        let moments = self.config.moments.words(len);
+        let average = self.config.ema_decay.map_or(0, |_| len);
+        state.check_lens([len, moments, moments, average])
+    }
+
+    fn block_len(&self, block: BlockId) -> usize {
+        let block = self.layout.blocks().get(block as usize);
+        block.map_or(0, |block| block.len)
+    }
+
+    /// One step of the block's update, with moments of type `M`.
+    fn update<M: Moment>(
+        &self,
+        block: BlockId,
+        step: Step,
+        scale: f32,
+        gradient: &[f32],
+        state: &mut BlockState,
+    ) {
+        let parameters = state.parameters.make_mut();
+        let len = parameters.len();
+        let decay = match self.layout.block(block).update {
+            Update::Decayed => true,
+            Update::Plain => false,
+            Update::Muon => {
+                let step = self.config.muon_step(step, scale);
+                let momentum = M::view(state.first_moment.make_mut(), len);
+                for whole in self.layout.segments(block) {
+                    let range = whole.block_range;
+                    muon::muon(
+                        &mut parameters[range.clone()],
+                        &mut momentum[range.clone()],
+                        &gradient[range],
+                        self.layout.matrix(whole.parameter),
+                        &step,
+                    );
+                }
+                return;
+            }
+            Update::Balance { rate } => return kernels::balance(parameters, gradient, rate),
+        };
+        kernels::adamw(
+            parameters,
+            M::view(state.first_moment.make_mut(), len),
+            M::view(state.second_moment.make_mut(), len),
+            gradient,
+            &self.config.adam_step(step, scale, decay),
+        );
     }
 }
 
@@ -190,38 +245,20 @@ impl Numerics for TrainingNumerics {
         if !decision.apply {
             return;
         }
-        let decay = match self.layout.block(block).update {
-            Update::Decayed => true,
-            Update::Plain => false,
-            Update::Muon => {
-                let step = self.config.muon_step(step, decision.scale);
-                let parameters = state.parameters.make_mut();
-                let momentum = state.first_moment.make_mut();
-                for whole in self.layout.segments(block) {
-                    let range = whole.block_range;
-                    muon::muon(
-                        &mut parameters[range.clone()],
-                        &mut momentum[range.clone()],
-                        &gradient.values.as_slice()[range],
-                        self.layout.matrix(whole.parameter),
-                        &step,
-                    );
-                }
-                return;
-            }
-            Update::Balance { rate } => {
-                let excess = gradient.values.as_slice();
-                kernels::balance(state.parameters.make_mut(), excess, rate);
-                return;
-            }
+        let gradient = gradient.values.as_slice();
+        let update = match self.config.moments {
+            MomentDtype::Float32 => Self::update::<f32>,
+            MomentDtype::Bfloat16 => Self::update::<Bfloat16>,
         };
-        kernels::adamw(
-            state.parameters.make_mut(),
-            state.first_moment.make_mut(),
-            state.second_moment.make_mut(),
-            gradient.values.as_slice(),
-            &self.config.adam_step(step, decision.scale, decay),
-        );
+        update(self, block, step, decision.scale, gradient, state);
+        if let Some(decay) = self.config.ema_decay {
+            let weight = (1.0 - decay) as f32;
+            kernels::average(
+                state.average.make_mut(),
+                state.parameters.as_slice(),
+                weight,
+            );
+        }
     }
 
     fn parameters(&self, _block: BlockId, state: &BlockState) -> Parameters {

@@ -80,7 +80,7 @@ fn stream_of_blocks(stream: usize) -> Vec<BlockState> {
             param: values(),
             m: values(),
             v: values(),
-            extra: String::new(),
+            ..BlockState::default()
         }
     };
     (0..BLOCKS_PER_STREAM).map(block).collect()

@@ -16,16 +16,20 @@ pub enum Part {
     M,
     /// Second moments.
     V,
+    /// Running mean of the parameters. A block without one has no such tensor.
+    Ema,
 }
 
 impl Part {
-    pub(crate) const ALL: [Self; 3] = [Self::Param, Self::M, Self::V];
+    /// All of them, in their order.
+    pub const ALL: [Self; 4] = [Self::Param, Self::M, Self::V, Self::Ema];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Param => "param",
             Self::M => "m",
             Self::V => "v",
+            Self::Ema => "ema",
         }
     }
 }
@@ -38,7 +42,7 @@ pub trait BlockSource: Sync {
     /// The block.
     fn block(&self) -> u32;
 
-    /// How many values a part has; 0 if the optimizer keeps none.
+    /// How many values a part has; 0 if there are none.
     fn len(&self, part: Part) -> usize;
 
     /// Appends some values of a part, f32 little-endian.
@@ -64,10 +68,12 @@ pub struct BlockState {
     pub block: u32,
     /// Parameters (master weights).
     pub param: Vec<f32>,
-    /// First moments; empty if the optimizer keeps none.
+    /// First moments, in words of four bytes; empty if the optimizer keeps none.
     pub m: Vec<f32>,
-    /// Second moments; empty if the optimizer keeps none.
+    /// Second moments, likewise.
     pub v: Vec<f32>,
+    /// Running mean of the parameters; empty if there is none.
+    pub ema: Vec<f32>,
     /// Whatever else belongs to the block, in some bytes of text; it stands in the manifest. The store does not look inside.
     pub extra: String,
 }
@@ -78,6 +84,7 @@ impl BlockState {
             Part::Param => &self.param,
             Part::M => &self.m,
             Part::V => &self.v,
+            Part::Ema => &self.ema,
         }
     }
 }
@@ -120,8 +127,8 @@ async fn entry<B: BlockSource>(block: &B) -> io::Result<BlockEntry> {
     for part in Part::ALL {
         let hasher = match part {
             Part::Param => &mut param,
-            Part::M | Part::V => {
-                optimizer.update(&(block.len(part) as u64).to_le_bytes());
+            Part::M | Part::V | Part::Ema => {
+                digest::begin_optimizer_part(&mut optimizer, part, block.len(part));
                 &mut optimizer
             }
         };
@@ -141,6 +148,7 @@ async fn entry<B: BlockSource>(block: &B) -> io::Result<BlockEntry> {
         param_len: block.len(Part::Param) as u64,
         m_len: block.len(Part::M) as u64,
         v_len: block.len(Part::V) as u64,
+        ema_len: block.len(Part::Ema) as u64,
         extra: block.extra().to_owned(),
         param_digest: param.finalize().into(),
         optimizer_digest: optimizer.finalize().into(),
@@ -164,6 +172,9 @@ impl<'a, B: BlockSource> ObjectImage<'a, B> {
         for block in &blocks {
             for part in Part::ALL {
                 let (id, len) = (block.block(), block.len(part));
+                if part == Part::Ema && len == 0 {
+                    continue;
+                }
                 let end = offset + 4 * len as u64;
                 write!(
                     json,
@@ -217,7 +228,7 @@ impl<'a, B: BlockSource> ObjectImage<'a, B> {
         let mut offset = self.header.len() as u64;
         for entry in entries {
             entry.offset = offset;
-            offset += 4 * (entry.param_len + entry.m_len + entry.v_len);
+            offset += 4 * entry.lens().iter().sum::<u64>();
         }
     }
 }
@@ -308,16 +319,15 @@ mod tests {
             BlockState {
                 block: 3,
                 param: vec![1.0, -2.5, f32::MIN_POSITIVE],
-                m: vec![],
-                v: vec![],
-                extra: String::new(),
+                ..BlockState::default()
             },
             BlockState {
                 block: 12,
                 param: vec![0.25; 7],
                 m: vec![3.0; 7],
                 v: vec![4.0; 2],
-                extra: String::new(),
+                ema: vec![0.5; 7],
+                ..BlockState::default()
             },
         ];
         let image = ObjectImage::new(40, blocks.iter().collect());
@@ -337,6 +347,8 @@ mod tests {
             blocks[1].v
         );
         assert_eq!(file.tensor("block.12.param").unwrap().shape(), [7]);
+        assert_eq!(file.tensor("block.12.ema").unwrap().shape(), [7]);
+        assert!(file.tensor("block.3.ema").is_err());
     }
 
     #[tokio::test]
@@ -346,6 +358,7 @@ mod tests {
             param: vec![1.0, 2.0],
             m: vec![3.0],
             v: vec![4.0],
+            ema: vec![5.0, 6.0],
             extra: "e".to_owned(),
         };
         let image = ObjectImage::new(1, vec![&block]);
@@ -354,9 +367,12 @@ mod tests {
         image.place(&mut entries);
         let entry = entries[0].clone();
         let (start, end) = (entry.offset as usize, entry.end().unwrap() as usize);
-        assert_eq!(from_le(&bytes[start..end]), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(from_le(&bytes[start..end]), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         assert_eq!(entry.param_digest, param_digest(&block.param));
-        assert_eq!(entry.optimizer_digest, optimizer_digest(&block.m, &block.v));
+        assert_eq!(
+            entry.optimizer_digest,
+            optimizer_digest(&block.m, &block.v, &block.ema)
+        );
         let digest = image.digest(&entries);
         entries[0].optimizer_digest = entry.param_digest;
         assert_ne!(image.digest(&entries), digest);

@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::block::{Part, object_digest};
-use crate::digest::Digest;
+use crate::digest::{Digest, begin_optimizer_part};
 use crate::error::DamageReason;
 use crate::manifest::{BlockEntry, CheckpointObject};
 
 /// Bytes before a header that say how long it is.
 const LENGTH_BYTES: usize = 8;
+
+/// Parts that every block has, if only empty ones.
+const REQUIRED_PARTS: usize = 3;
 
 /// What streams by of an object.
 pub(crate) struct ObjectCheck<'a> {
@@ -121,8 +124,8 @@ struct Found {
 /// The tensors behind a header, in their order, and how far they have streamed by.
 #[derive(Default)]
 struct Contents {
-    /// Lengths in bytes of `param`, `m` and `v` of each block.
-    blocks: Vec<(u32, [u64; 3])>,
+    /// Lengths in bytes of the parts of each block.
+    blocks: Vec<(u32, [u64; 4])>,
     /// The block and its part that come next.
     block: usize,
     part: usize,
@@ -154,20 +157,26 @@ impl Contents {
         }
         // An empty tensor begins where its neighbour does.
         tensors.sort_unstable_by_key(|&(from, to, block, part)| (from, to, block, part));
-        let mut blocks: Vec<(u32, [u64; 3])> = Vec::new();
-        let mut end = 0;
-        for (index, &(from, to, block, part)) in tensors.iter().enumerate() {
-            if from != end || to < from || part != index % 3 {
+        let mut blocks: Vec<(u32, [u64; 4])> = Vec::new();
+        let (mut end, mut num_parts) = (0, REQUIRED_PARTS);
+        for (from, to, block, part) in tensors {
+            if from != end || to < from {
                 return None;
             }
             end = to;
             match blocks.last_mut() {
-                Some((last, lens)) if part > 0 && *last == block => lens[part] = to - from,
-                _ if part == 0 => blocks.push((block, [to - from, 0, 0])),
+                Some((last, lens)) if part == num_parts && *last == block => {
+                    lens[part] = to - from;
+                    num_parts += 1;
+                }
+                _ if part == 0 && num_parts >= REQUIRED_PARTS => {
+                    blocks.push((block, [to - from, 0, 0, 0]));
+                    num_parts = 1;
+                }
                 _ => return None,
             }
         }
-        if end != data || tensors.len() != 3 * blocks.len() {
+        if end != data || num_parts < REQUIRED_PARTS {
             return None;
         }
         let mut contents = Self {
@@ -191,7 +200,8 @@ impl Contents {
                 continue;
             };
             if self.part > 0 {
-                self.optimizer.update(&(len / 4).to_le_bytes());
+                let part = Part::ALL[self.part];
+                begin_optimizer_part(&mut self.optimizer, part, (len / 4) as usize);
             }
             self.missing = len;
             if len > 0 {
@@ -235,10 +245,14 @@ mod tests {
             param,
             m,
             v,
-            extra: String::new(),
+            ..BlockState::default()
         };
         let blocks = [
             block(2, vec![1.0, 2.0, 3.0], vec![4.0], vec![5.0, 6.0]),
+            BlockState {
+                ema: vec![0.5; 5],
+                ..block(4, vec![0.25; 5], vec![], vec![])
+            },
             block(5, vec![7.0], vec![], vec![]),
             block(6, vec![8.0; 40], vec![], vec![9.0]),
         ];
@@ -274,7 +288,7 @@ mod tests {
         assert_eq!(check(&object, &bytes, 16), None);
         object.blocks[0].param_digest = object.blocks[1].param_digest;
         let reason = check(&object, &bytes, 16);
-        assert!(matches!(reason, Some(DamageReason::Block { block: 5, .. })));
+        assert!(matches!(reason, Some(DamageReason::Block { block: 4, .. })));
     }
 
     #[tokio::test]

@@ -28,6 +28,8 @@ pub struct BlockDifference {
     pub m: ValueDifference,
     /// Of the second moments.
     pub v: ValueDifference,
+    /// Of the running mean of the parameters.
+    pub ema: ValueDifference,
     /// Whether what else belongs to the block differs.
     pub extra: bool,
 }
@@ -42,6 +44,14 @@ pub struct ValueDifference {
 }
 
 impl ValueDifference {
+    /// Of moments; those of type bfloat16 lie two in a word.
+    fn of_moments(a: &[f32], b: &[f32], num_params: usize) -> Self {
+        if a.len() == num_params {
+            return Self::of(a, b);
+        }
+        Self::of(&unpacked(a), &unpacked(b))
+    }
+
     fn of(a: &[f32], b: &[f32]) -> Self {
         let mut difference = Self::default();
         for (a, b) in a.iter().zip(b) {
@@ -95,7 +105,7 @@ impl RunStore {
             if contents(entry) == contents(other_entry) {
                 continue;
             }
-            let len = entry.param_len + entry.m_len + entry.v_len;
+            let len = entry.lens().iter().sum::<u64>();
             if !batch.is_empty() && values + len > BATCH_VALUES {
                 let now = std::mem::take(&mut batch);
                 diff.blocks.extend(self.compare(&a, other, &b, &now).await?);
@@ -120,12 +130,19 @@ impl RunStore {
         let difference = |(a, b): (&crate::BlockState, &crate::BlockState)| BlockDifference {
             block: a.block,
             param: ValueDifference::of(&a.param, &b.param),
-            m: ValueDifference::of(&a.m, &b.m),
-            v: ValueDifference::of(&a.v, &b.v),
+            m: ValueDifference::of_moments(&a.m, &b.m, a.param.len()),
+            v: ValueDifference::of_moments(&a.v, &b.v, a.param.len()),
+            ema: ValueDifference::of(&a.ema, &b.ema),
             extra: a.extra != b.extra,
         };
         Ok(a.states.iter().zip(&b.states).map(difference).collect())
     }
+}
+
+fn unpacked(words: &[f32]) -> Vec<f32> {
+    let halves: &[u16] = bytemuck::cast_slice(words);
+    let value = |&half| f32::from_bits(u32::from(half) << 16);
+    halves.iter().map(value).collect()
 }
 
 /// Ascending by block; a manifest that was decoded has each once.
@@ -156,5 +173,9 @@ mod tests {
         assert_eq!(difference(&[f32::NAN], &[f32::NAN]), (0, 0.0));
         assert_eq!(difference(&[f32::NAN], &[1.0]), (1, f64::INFINITY));
         assert_eq!(difference(&[1.0, 2.0, 3.0], &[1.0]), (2, f64::INFINITY));
+        let words = |halves: [u16; 2]| bytemuck::cast::<_, f32>(halves);
+        let (one, other) = (words([0x3f80, 0x4000]), words([0x3f80, 0x4040]));
+        let packed = ValueDifference::of_moments(&[one], &[other], 2);
+        assert_eq!((packed.count, packed.max_abs), (1, 1.0));
     }
 }

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::block::Part;
+
 // Values are stored little-endian, and are their own bytes here.
 const _: () = assert!(cfg!(target_endian = "little"));
 
@@ -86,14 +88,22 @@ pub fn param_digest(param: &[f32]) -> Digest {
 }
 
 /// The digest of a block's optimizer state:
-/// BLAKE3 of `len(m) as u64 ‖ m ‖ len(v) as u64 ‖ v`, everything little-endian. Either may be empty.
-pub fn optimizer_digest(m: &[f32], v: &[f32]) -> Digest {
+/// BLAKE3 of `len(m) as u64 ‖ m ‖ len(v) as u64 ‖ v`, everything little-endian. Either may be empty. Then, likewise, the running mean of
+/// the parameters, if there is one.
+pub fn optimizer_digest(m: &[f32], v: &[f32], ema: &[f32]) -> Digest {
     let mut hasher = blake3::Hasher::new();
-    for values in [m, v] {
-        hasher.update(&(values.len() as u64).to_le_bytes());
+    for (part, values) in [(Part::M, m), (Part::V, v), (Part::Ema, ema)] {
+        begin_optimizer_part(&mut hasher, part, values.len());
         hasher.update(bytemuck::cast_slice(values));
     }
     hasher.finalize().into()
+}
+
+/// What stands before a part's values in [`optimizer_digest`].
+pub(crate) fn begin_optimizer_part(hasher: &mut blake3::Hasher, part: Part, len: usize) {
+    if part != Part::Ema || len > 0 {
+        hasher.update(&(len as u64).to_le_bytes());
+    }
 }
 
 /// The digest of a whole model: BLAKE3 of `layout ‖ digest of block 0 ‖ digest of block 1 ‖ …`, 32 raw bytes each.
@@ -141,11 +151,15 @@ mod tests {
         let mut framed = 40_000u64.to_le_bytes().to_vec();
         framed.extend(&bytes);
         framed.extend(0u64.to_le_bytes());
-        assert_eq!(optimizer_digest(&values, &[]), Digest::of(&framed));
+        assert_eq!(optimizer_digest(&values, &[], &[]), Digest::of(&framed));
         assert_ne!(
-            optimizer_digest(&values, &[]),
-            optimizer_digest(&[], &values)
+            optimizer_digest(&values, &[], &[]),
+            optimizer_digest(&[], &values, &[])
         );
+        framed.extend(40_000u64.to_le_bytes());
+        framed.extend(&bytes);
+        let averaged = optimizer_digest(&values, &[], &values);
+        assert_eq!(averaged, Digest::of(&framed));
 
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
         assert_eq!(

@@ -127,6 +127,7 @@ pub(crate) fn read_block(file: &File, entry: &BlockEntry) -> io::Result<BlockSta
         param: part(entry.param_len)?,
         m: part(entry.m_len)?,
         v: part(entry.v_len)?,
+        ema: part(entry.ema_len)?,
         extra: entry.extra.clone(),
     })
 }

@@ -22,30 +22,42 @@ const VERSION: u32 = 3;
 pub struct BlockEntry {
     /// The block.
     pub block: u32,
-    /// Where its bytes start in the object; `param`, `m` and `v` follow each other, f32 little-endian.
+    /// Where its bytes start in the object; `param`, `m`, `v` and `ema` follow each other, f32 little-endian.
     pub offset: u64,
     /// Number of parameters.
     pub param_len: u64,
-    /// Number of first moments; 0 if the optimizer keeps none.
+    /// Number of words of first moments; 0 if the optimizer keeps none.
     pub m_len: u64,
-    /// Number of second moments; 0 if the optimizer keeps none.
+    /// Number of words of second moments; 0 if the optimizer keeps none.
     pub v_len: u64,
+    /// Number of parameters of which a running mean is kept.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ema_len: u64,
     /// [`param_digest`](crate::param_digest) of the parameters.
     pub param_digest: Digest,
-    /// [`optimizer_digest`](crate::optimizer_digest) of `m` and `v`.
+    /// [`optimizer_digest`](crate::optimizer_digest) of `m`, `v` and `ema`.
     pub optimizer_digest: Digest,
     /// [`BlockState::extra`](crate::BlockState::extra).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub extra: String,
 }
 
+// serde asks for a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(len: &u64) -> bool {
+    *len == 0
+}
+
 impl BlockEntry {
+    /// Lengths of its parts, in the order of [`Part::ALL`](crate::Part::ALL).
+    pub(crate) fn lens(&self) -> [u64; 4] {
+        [self.param_len, self.m_len, self.v_len, self.ema_len]
+    }
+
     /// Where the block's bytes end in the object; `None` for nonsense that overflows.
     pub(crate) fn end(&self) -> Option<u64> {
-        let values = self
-            .param_len
-            .checked_add(self.m_len)?
-            .checked_add(self.v_len)?;
+        let mut lens = self.lens().into_iter();
+        let values = lens.try_fold(0u64, |sum, len| sum.checked_add(len))?;
         values.checked_mul(4)?.checked_add(self.offset)
     }
 }

@@ -199,6 +199,7 @@ mod tests {
             m: vec![value; 300],
             v: vec![-value; 300],
             extra: format!("{value}"),
+            ..BlockState::default()
         };
         (0..NUM_BLOCKS).map(block).collect()
     }

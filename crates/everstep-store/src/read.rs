@@ -367,16 +367,19 @@ fn batches(entries: &[BlockEntry]) -> Vec<&[BlockEntry]> {
 
 /// Missing bytes give shorter vectors, which the digests then refuse.
 fn decode(entry: &BlockEntry, bytes: &Bytes) -> BlockState {
-    let (param_end, m_end) = (
-        4 * entry.param_len as usize,
-        4 * (entry.param_len + entry.m_len) as usize,
-    );
-    let part = |from: usize, to: usize| from_le(&bytes[from.min(bytes.len())..to.min(bytes.len())]);
+    let mut start = 0;
+    let [param, m, v, ema] = entry.lens().map(|len| {
+        let end = (start + 4 * len as usize).min(bytes.len());
+        let part = from_le(&bytes[start..end]);
+        start = end;
+        part
+    });
     BlockState {
         block: entry.block,
-        param: part(0, param_end),
-        m: part(param_end, m_end),
-        v: part(m_end, bytes.len()),
+        param,
+        m,
+        v,
+        ema,
         extra: entry.extra.clone(),
     }
 }
@@ -388,7 +391,7 @@ fn verify(entry: &BlockEntry, state: BlockState) -> Result<BlockState, DamageRea
         (
             "optimizer",
             entry.optimizer_digest,
-            optimizer_digest(&state.m, &state.v),
+            optimizer_digest(&state.m, &state.v, &state.ema),
         ),
     ] {
         if expected != found {

@@ -264,7 +264,7 @@ fn unchanged(ours: &[BlockEntry], theirs: &[BlockEntry]) -> Vec<BlockEntry> {
 
 /// Whether what is taken from an object is at least half of it.
 fn is_mostly_used(object: &CheckpointObject) -> bool {
-    let values = |entry: &BlockEntry| entry.param_len + entry.m_len + entry.v_len;
+    let values = |entry: &BlockEntry| entry.lens().iter().sum::<u64>();
     let used: u64 = object.blocks.iter().map(|entry| 4 * values(entry)).sum();
     used > 0 && 2 * used >= object.bytes
 }

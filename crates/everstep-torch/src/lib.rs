@@ -12,6 +12,7 @@ mod error;
 pub mod fp8;
 mod library;
 mod platform;
+mod recompute;
 mod threads;
 
 pub use cuda::{CudaLoad, load_cuda};
@@ -19,4 +20,5 @@ pub use device::{DeviceKind, select_device};
 pub use dtype::Dtype;
 pub use error::TorchError;
 pub use platform::{Platform, PlatformMismatch};
+pub use recompute::recomputed;
 pub use threads::{RUNTIME, pin_threads, restart_with_tuned_runtime};

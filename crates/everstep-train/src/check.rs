@@ -272,6 +272,8 @@ pub(crate) fn optimizer_config(section: &OptimizerSection, steps: u64) -> Optimi
         warmup_steps: section.warmup_steps,
         decay_end_step: section.decay_end_step,
         decay_steps: section.decay_steps.or(by_fraction),
+        moments: section.moments,
+        ema_decay: section.ema_decay,
         muon: section.muon.clone(),
         ..OptimizerConfig::new(section.lr, steps)
     }

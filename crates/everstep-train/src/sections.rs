@@ -4,7 +4,7 @@ use std::fmt;
 
 use everstep_data::DataConfig;
 use everstep_model::ModelConfig;
-use everstep_optim::{ComputeDtype, MuonConfig, Schedule};
+use everstep_optim::{ComputeDtype, MomentDtype, MuonConfig, Schedule};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint_every::CheckpointEvery;
@@ -183,6 +183,12 @@ pub struct OptimizerSection {
     /// Coefficient of the z-loss, `sum(logsumexp(logits)^2)`. 0 (off) if left out.
     #[serde(default)]
     pub z_loss: f64,
+    /// Type of the running means, `float32` or `bfloat16` (half the memory; `betas` up to 0.992). `float32` if left out.
+    #[serde(default, skip_serializing_if = "MomentDtype::is_float32")]
+    pub moments: MomentDtype,
+    /// Decay of a running mean of the weights, for `everstep export --ema` and `generate --ema`. None is kept if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
     /// `[optimizer.muon]`: moves the matrices of layers by Muon instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub muon: Option<MuonConfig>,
@@ -213,6 +219,9 @@ pub struct ComputeConfig {
     /// Whether matrix products round their factors to 8 bits with a scale for each tile, as DeepSeek-V3 does; needs `dtype = "bfloat16"`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub fp8: bool,
+    /// Whether backward computes each layer again instead of keeping what it needs of it: the same bits in less memory, a third slower.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
     /// Intra-op threads of a worker; if left out the machine's cores divided by its workers, at least 1.
@@ -225,6 +234,7 @@ impl Default for ComputeConfig {
         Self {
             dtype: ComputeDtype::Float32,
             fp8: false,
+            recompute: false,
             device: "auto".into(),
             threads: None,
         }

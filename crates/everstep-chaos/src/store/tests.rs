@@ -99,7 +99,7 @@ fn two_checkpoints(folder: &Path) -> WorkloadStore {
                     param: vec![step as f32; 8],
                     m: vec![0.5; 8],
                     v: vec![0.25; 8],
-                    extra: String::new(),
+                    ..BlockState::default()
                 };
                 objects.push(store.put_blocks(step, "w", &[state]).await.unwrap());
             }

@@ -24,6 +24,7 @@ pub(super) async fn run(args: &DiffArgs) -> anyhow::Result<()> {
                     "parameters": to_json(block.param),
                     "first_moments": to_json(block.m),
                     "second_moments": to_json(block.v),
+                    "averages": to_json(block.ema),
                     "other": block.extra,
                 })
             })
@@ -37,6 +38,7 @@ pub(super) async fn run(args: &DiffArgs) -> anyhow::Result<()> {
             ("parameters", block.param),
             ("first moments", block.m),
             ("second moments", block.v),
+            ("averages", block.ema),
         ];
         let mut texts: Vec<String> = parts
             .iter()

@@ -267,17 +267,19 @@ async fn load(
                         tracing::error!(block, extra, "a checkpoint's history is not understood");
                         return loaded(None);
                     };
-                    let (parameters, first, second) =
-                        (state.param.into(), state.m.into(), state.v.into());
-                    loaded(Some(event(
-                        state.block,
-                        BlockState {
-                            parameters,
-                            first_moment: first,
-                            second_moment: second,
-                            history,
-                        },
-                    )));
+                    let block = state.block;
+                    let state = BlockState {
+                        parameters: state.param.into(),
+                        first_moment: state.m.into(),
+                        second_moment: state.v.into(),
+                        average: state.ema.into(),
+                        history,
+                    };
+                    if let Err(error) = context.run.numerics.check_state(block, &state) {
+                        tracing::error!(block, %error, "a checkpoint is of another model");
+                        return loaded(None);
+                    }
+                    loaded(Some(event(block, state)));
                 }
                 return;
             }

@@ -7,6 +7,7 @@ mod loader;
 mod recovery;
 mod refusals;
 mod shard;
+mod sizes;
 mod worker;
 
 pub(crate) use checkpointer::{Checkpointer, CheckpointerMessage};

@@ -12,6 +12,7 @@ use tracing::Span;
 use super::ActorArguments;
 use super::checkpointer::CheckpointerMessage;
 use super::refusals::Refusals;
+use super::sizes;
 use crate::message::{ClusterMessage, Delivery, StepMessage};
 use crate::process::ProcessContext;
 use crate::router::member_of;
@@ -120,6 +121,9 @@ impl Actor for ShardActor {
                 let Some(from) = member_of(from, from_incarnation) else {
                     return Ok(());
                 };
+                if !sizes::fit(&state.context, from, &message) {
+                    return Ok(());
+                }
                 let span = span_of(&message);
                 trace.adopt(&span);
                 let _entered = span.enter();

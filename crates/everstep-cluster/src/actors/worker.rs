@@ -16,6 +16,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use super::ActorArguments;
 use super::device::{Device, Job};
 use super::refusals::Refusals;
+use super::sizes;
 use crate::message::{ClusterMessage, Delivery};
 use crate::process::ProcessContext;
 use crate::router::member_of;
@@ -197,6 +198,9 @@ impl WorkerState {
                 let Some(from) = member_of(from, from_incarnation) else {
                     return Ok(());
                 };
+                if !sizes::fit(&self.context, from, &message) {
+                    return Ok(());
+                }
                 if let Message::Lease { step, .. } = &message {
                     let span =
                         tracing::info_span!(span::LEASE, step = step.0, worker = self.me.index);

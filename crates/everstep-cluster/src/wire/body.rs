@@ -233,6 +233,7 @@ pub(super) enum Body {
         lineage: u64,
         block: u32,
         version: u64,
+        lens: [u32; 4],
         last: Option<Report>,
         history: History,
     },

@@ -281,6 +281,8 @@ fn step_to_wire(message: StepMessage) -> Body {
             lineage: lineage.0,
             block,
             version: version.0,
+            // A block is far below 2^32 values: its frame has its size in 32 bits.
+            lens: state.parts().map(|part| part.len() as u32),
             last: last.map(report_to_wire),
             history: history_to_wire(state.history),
         },
@@ -570,6 +572,7 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
             lineage,
             block,
             version,
+            lens,
             last,
             history,
         } => Message::Seed {
@@ -577,7 +580,7 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
             block,
             version: Step(version),
             last: last.as_ref().map(report_from_wire),
-            state: super::state(&tensor(payload)?, history_from_wire(&history))?,
+            state: super::state(&tensor(payload)?, lens, history_from_wire(&history))?,
         },
         Body::Seeded {
             lineage,

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::Routing;
 use crate::config::ModelConfig;
-use crate::layer::{Layer, Pass};
+use crate::layer::{Pass, SharedLayer};
 use crate::layers::{Linear, Normalize};
 use crate::spec::Names;
 use crate::weights::Weights;
@@ -17,7 +17,7 @@ pub(crate) struct Prediction {
     hidden_norm: Normalize,
     /// `[width, 2 * width]`; the embedding's half comes first in checkpoints, unlike in the paper.
     join: Linear,
-    layer: Layer,
+    layer: SharedLayer,
     last_norm: Normalize,
 }
 
@@ -29,7 +29,7 @@ impl Prediction {
             embedding_norm: Normalize::new(weights, config, &name("enorm")),
             hidden_norm: Normalize::new(weights, config, &name("hnorm")),
             join: Linear::new(weights, config, &[name("eh_proj")]),
-            layer: Layer::new(weights, config, layer),
+            layer: SharedLayer::new(weights, config, layer),
             last_norm: Normalize::new(weights, config, &name("shared_head.norm")),
         }
     }

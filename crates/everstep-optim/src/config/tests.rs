@@ -144,6 +144,24 @@ fn wrong_fields_are_named() {
 }
 
 #[test]
+fn means_that_would_stand_still_are_refused() {
+    let config = |beta2, ema_decay| OptimizerConfig {
+        betas: [0.9, beta2],
+        moments: MomentDtype::Bfloat16,
+        ema_decay,
+        ..OptimizerConfig::new(1e-3, 10)
+    };
+    assert_eq!(config(0.99, Some(0.9999)).validate(), Ok(()));
+    let error = config(0.999, None).validate().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`moments` is \"bfloat16\"; allowed: \"float32\" with a decay of 0.999 (`betas`, `muon.momentum`): a mean in bfloat16 that decays more slowly than 0.992 stands still"
+    );
+    let error = config(0.99, Some(1.0)).validate().unwrap_err();
+    assert_eq!(error.field, "ema_decay");
+}
+
+#[test]
 fn errors_say_what_is_allowed() {
     let config = OptimizerConfig {
         warmup_steps: 200,

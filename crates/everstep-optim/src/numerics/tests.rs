@@ -328,3 +328,39 @@ fn a_routers_bias_moves_against_the_load_and_is_no_part_of_the_norm() {
     };
     assert_eq!(applied(&skipped)[2], numerics.initial_state(1, 2));
 }
+
+#[test]
+fn the_mean_of_parameters_stands_still_with_them() {
+    let layout = layout(200);
+    let config = OptimizerConfig {
+        ema_decay: Some(0.75),
+        moments: MomentDtype::Bfloat16,
+        ..OptimizerConfig::new(1e-2, 20)
+    };
+    let numerics = TrainingNumerics::new(layout, config, ComputeDtype::Float32).unwrap();
+    let gradients = gradients(numerics.layout(), 0, 0);
+    let reports: Vec<_> = (0..)
+        .zip(&gradients)
+        .map(|(block, gradient)| numerics.report(block, gradient))
+        .collect();
+    let decision = numerics.decide(Step(0), &reports);
+    let mut state = numerics.initial_state(9, 0);
+    let before = state.clone();
+    assert_eq!(state.average, state.parameters);
+    let skipped = Decision {
+        apply: false,
+        ..decision
+    };
+    numerics.apply(0, Step(0), &skipped, &gradients[0], &mut state);
+    assert_eq!(state, before);
+    numerics.apply(0, Step(0), &decision, &gradients[0], &mut state);
+    let parts = before.parameters.as_slice().iter();
+    for ((old, new), mean) in parts
+        .zip(state.parameters.as_slice())
+        .zip(state.average.as_slice())
+    {
+        assert_eq!(*mean, old + 0.25 * (new - old));
+    }
+    assert_ne!(state.average, before.average);
+    assert_eq!(numerics.check_state(0, &state), Ok(()));
+}

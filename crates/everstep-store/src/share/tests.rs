@@ -33,7 +33,7 @@ fn state(values: &Values) -> Vec<BlockState> {
         param: vec![f32::from(*value); 200],
         m: vec![block as f32; 200],
         v: vec![],
-        extra: String::new(),
+        ..BlockState::default()
     };
     (0..).zip(values).map(block).collect()
 }

@@ -144,7 +144,11 @@ pub(super) async fn a_quarantined_checkpoint_is_read_by_nobody(fixture: &Fixture
     ];
     let key = manifests[2].objects[0].key.clone();
     fixture
-        .tamper("marked", &key, |bytes| bytes[1000] ^= 1)
+        .tamper("marked", &key, |bytes| {
+            // Behind the header.
+            let at = bytes.len() - 1000;
+            bytes[at] ^= 1;
+        })
         .await;
     let report = store.scrub(30, 1 << 30).await.unwrap();
     // The damaged object is read twice.

@@ -55,14 +55,17 @@ pub(super) async fn the_digest_ignores_who_wrote_what(fixture: &Fixture) {
             block as f32,
         ],
         m: vec![0.1; 4],
-        v: Vec::new(),
         extra: format!("of block {block}"),
+        ..BlockState::default()
     };
     let all: Vec<BlockState> = (0..5).map(state).collect();
     let layout = identity("x").layout;
     let expected = (
         combine(layout, all.iter().map(|b| param_digest(&b.param))),
-        combine(layout, all.iter().map(|b| optimizer_digest(&b.m, &b.v))),
+        combine(
+            layout,
+            all.iter().map(|b| optimizer_digest(&b.m, &b.v, &b.ema)),
+        ),
     );
     for (run, cuts) in [
         ("digest-1", vec![5]),

@@ -137,7 +137,13 @@ pub(crate) fn blocks(step: u64, ids: std::ops::Range<u32>, len: usize) -> Vec<Bl
         param: values(block, 0),
         m: values(block, 1),
         v: values(block, 2),
-        extra: String::new(),
+        // Some blocks have a mean, and some have none.
+        ema: if block % 2 == 1 {
+            values(block, 3)
+        } else {
+            Vec::new()
+        },
+        ..BlockState::default()
     })
     .collect()
 }
