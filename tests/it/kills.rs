@@ -1,8 +1,10 @@
 //! SIGKILL changes nothing: same digest, same numbers, as the undisturbed run and as runs with other numbers of workers and shards.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use everstep_protocol::random::{Purpose, Stream};
+use serde_json::Value;
 
 use crate::support::{STEPS, Workbench};
 
@@ -68,6 +70,20 @@ fn random_kills_change_no_bit(bench: &Workbench, topology: &Path) {
 
     assert_eq!(bench.digest("killed", None), undisturbed);
     assert_eq!(bench.numbers("killed"), bench.numbers("laptop"));
+    // A version may be evaluated again after a rollback: to the same numbers, the loads of experts among them.
+    let evaluations = |run_dir| -> BTreeSet<String> {
+        let fields = |event: &Value| {
+            let [step, loss, loads] = ["step", "loss", "expert_loads"].map(|field| &event[field]);
+            format!("{step}: {loss} {loads}")
+        };
+        bench
+            .events(run_dir, "evaluation")
+            .iter()
+            .map(fields)
+            .collect()
+    };
+    assert_eq!(evaluations("killed"), evaluations("laptop"));
+    assert_eq!(evaluations("killed").len() as u64, STEPS / 50);
 }
 
 #[test]

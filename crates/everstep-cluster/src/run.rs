@@ -10,7 +10,7 @@ use everstep_model::Model;
 use everstep_optim::{BlockState, Gradient, Layout, TrainingNumerics};
 use everstep_protocol::audit::AuditPlan;
 use everstep_protocol::coordinator::CoordinatorConfig;
-use everstep_protocol::{BlockId, Decision, Step, Task};
+use everstep_protocol::{BlockId, Decision, EvaluationSums, Step, Task};
 use everstep_store::{Digest, EVALUATION_LOSS, Retention, RunIdentity, RunStore};
 use everstep_telemetry::{EventLog, Goodput, MetricsLog, Telemetry};
 use everstep_torch::Platform;
@@ -166,6 +166,20 @@ impl RunContext {
         let per_token = self.config.model.moe.as_ref()?.experts_per_token;
         let choices = self.config.batch.rows_at(step.0) * self.config.context() * per_token;
         Some(1.0 + decision.load_excess / choices as f64)
+    }
+
+    /// By layer, how many times the mean each expert was chosen.
+    pub(crate) fn expert_loads(&self, choices: &[u64]) -> Vec<Vec<f64>> {
+        let Some(moe) = &self.config.model.moe else {
+            return Vec::new();
+        };
+        let loads = |layer: &[u64]| {
+            let mean = layer.iter().sum::<u64>() as f64 / layer.len() as f64;
+            // More places would say nothing.
+            let load = |&count: &u64| (count as f64 / mean.max(1.0) * 1e3).round() / 1e3;
+            layer.iter().map(load).collect()
+        };
+        choices.chunks(moe.experts).map(loads).collect()
     }
 
     /// The last step in the metrics log.
@@ -462,9 +476,8 @@ impl RunContext {
         &self,
         model: &Model,
         batch: &TokenBatch,
-    ) -> Result<(f64, u64), TrainError> {
-        let sums = self.objective.evaluate(model, batch)?;
-        Ok((sums.loss_sum, sums.tokens))
+    ) -> Result<EvaluationSums, TrainError> {
+        self.objective.evaluate(model, batch)
     }
 
     /// What a strict run must find again.

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use everstep_optim::ComputeDtype;
+use everstep_protocol::EvaluationSums;
 use everstep_protocol::random::{Purpose, Stream};
 use everstep_torch::{Dtype, bytes};
 use tch::{Device, Kind, Reduction, Tensor};
@@ -138,12 +139,13 @@ impl Model {
         self.weights.num_elements()
     }
 
-    /// Writes parameters from element `offset` of the flat vector on: little-endian elements of the compute type.
+    /// Writes parameters from element `offset` of the flat vector on: little-endian elements of the compute type, or of float32 if they are
+    /// biases of routers.
     ///
     /// # Errors
     /// [`ModelError::Torch`] if the bytes are no whole elements or do not fit; nothing is then changed.
     pub fn set_parameters(&mut self, offset: usize, bytes: &[u8]) -> Result<(), ModelError> {
-        Ok(bytes::write_bytes(&mut self.weights.flat, offset, bytes)?)
+        Ok(self.weights.write_bytes(offset, bytes)?)
     }
 
     /// Writes parameters from element `offset` on, rounding to the compute type.
@@ -151,15 +153,7 @@ impl Model {
     /// # Errors
     /// As [`Self::set_parameters`].
     pub fn set_parameters_f32(&mut self, offset: usize, values: &[f32]) -> Result<(), ModelError> {
-        Ok(bytes::write_f32(&mut self.weights.flat, offset, values)?)
-    }
-
-    /// Reads parameters from element `offset` on, as [`Self::set_parameters`] writes them.
-    ///
-    /// # Errors
-    /// As [`Self::set_parameters`].
-    pub fn read_parameters(&self, offset: usize, bytes: &mut [u8]) -> Result<(), ModelError> {
-        Ok(bytes::read_bytes(&self.weights.flat, offset, bytes)?)
+        Ok(self.weights.write_f32(offset, values)?)
     }
 
     /// The gradient of a slot: micro-batch by micro-batch in their order, added in float32.
@@ -207,21 +201,49 @@ impl Model {
         })
     }
 
-    /// Sum of the cross-entropies of a batch in nats, without dropout, and the number of targets that count.
+    /// Sum of the cross-entropies of a batch in nats, without dropout, the number of targets that count, and the experts' loads.
     ///
     /// # Errors
     /// What [`Batch::check`] says.
-    pub fn evaluate(&self, batch: &Batch) -> Result<(f64, u64), ModelError> {
+    pub fn evaluate(&self, batch: &Batch) -> Result<EvaluationSums, ModelError> {
         batch.check(&self.config)?;
-        let mut loss_sum = 0.0;
+        let mut sums = EvaluationSums::default();
         for micro_batch in &batch.micro_batches {
+            let mut routing = Routing::default();
             let losses = tch::no_grad(|| {
                 let targets = micro_batch.targets_tensor(self.device);
-                cross_entropies(&self.micro_logits(micro_batch), &targets)
+                let logits = self.micro_logits(micro_batch, Some(&mut routing));
+                cross_entropies(&logits, &targets)
             });
-            loss_sum += sum(&losses)?;
+            sums.add(&EvaluationSums {
+                loss_sum: sum(&losses)?,
+                tokens: 0,
+                expert_choices: self.expert_choices(micro_batch, &routing)?,
+            });
         }
-        Ok((loss_sum, batch.tokens()))
+        sums.tokens = batch.tokens();
+        Ok(sums)
+    }
+
+    /// How often each expert was chosen, layer after layer.
+    fn expert_choices(
+        &self,
+        micro_batch: &MicroBatch,
+        routing: &Routing,
+    ) -> Result<Vec<u64>, ModelError> {
+        let Some(moe) = &self.config.moe else {
+            return Ok(Vec::new());
+        };
+        let num_choices = (micro_batch.rows * micro_batch.columns * moe.experts_per_token) as f64;
+        let mut choices = Vec::new();
+        for (range, excess) in &routing.excess {
+            let mut values = vec![0.0; range.len()];
+            bytes::read_f32(excess, &mut values)?;
+            // The excess is exact below 2^24, and far nearer than half a choice above it.
+            let count = |&excess: &f32| (f64::from(excess) + num_choices) / moe.experts as f64;
+            choices.extend(values.iter().map(|excess| count(excess).round() as u64));
+        }
+        Ok(choices)
     }
 
     /// Float32 logits, `rows * columns * vocab_size`, of a micro-batch's inputs, without dropout.
@@ -230,7 +252,7 @@ impl Model {
     /// What [`Batch::check`] says.
     pub fn logits(&self, micro_batch: &MicroBatch) -> Result<Vec<f32>, ModelError> {
         micro_batch.check(0, &self.config)?;
-        let logits = tch::no_grad(|| self.micro_logits(micro_batch));
+        let logits = tch::no_grad(|| self.micro_logits(micro_batch, None));
         let mut values = vec![0.0; logits.numel()];
         bytes::read_f32(&logits, &mut values)?;
         Ok(values)
@@ -285,9 +307,9 @@ impl Model {
         Some(sum * (mtp.loss / mtp.modules as f64))
     }
 
-    fn micro_logits(&self, micro_batch: &MicroBatch) -> Tensor {
+    fn micro_logits(&self, micro_batch: &MicroBatch, routing: Option<&mut Routing>) -> Tensor {
         let mask = self.mask(micro_batch);
-        let hidden = self.hidden(micro_batch, 0.0, mask.as_ref(), None);
+        let hidden = self.hidden(micro_batch, 0.0, mask.as_ref(), routing);
         self.decoder.logits(&hidden)
     }
 

@@ -121,6 +121,7 @@ impl<'a> Collector<'a> {
             shape: shape.to_vec(),
             init,
             update: Update::Decayed,
+            group: 0,
         });
     }
 
@@ -130,6 +131,7 @@ impl<'a> Collector<'a> {
             shape: vec![len],
             init,
             update: Update::Plain,
+            group: 0,
         });
     }
 
@@ -266,6 +268,7 @@ impl<'a> Collector<'a> {
             update: Update::Balance {
                 rate: moe.balance_rate as f32,
             },
+            group: 0,
         });
     }
 

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use everstep_optim::ParameterSpec;
-use everstep_torch::Dtype;
+use everstep_optim::{ParameterSpec, Update};
+use everstep_torch::{Dtype, TorchError, bytes};
 use tch::{Device, Tensor};
 
-/// All parameters in one tensor. Writing a range of it changes every leaf that lies there, with nothing to rebuild.
+/// All parameters in one tensor, but for the biases of routers. Writing a range of it changes every leaf that lies there, with nothing to
+/// rebuild.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    pub(crate) flat: Tensor,
+    flat: Tensor,
+    /// The end of the vector, in float32 whatever the compute type: a step of the balance would be lost in bfloat16.
+    biases: Tensor,
     /// What autograd differentiates by, with the range that each takes of the vector; sorted.
     leaves: Vec<(Range<usize>, Tensor)>,
     /// Ranges that autograd knows nothing of.
@@ -31,14 +34,19 @@ impl Weights {
     ) -> Self {
         let mut num_elements = 0;
         let mut places = BTreeMap::new();
+        let mut num_biases = 0;
         for parameter in parameters {
             let elements = parameter.num_elements();
             places.insert(parameter.name, (num_elements, parameter.shape));
             num_elements += elements;
+            if matches!(parameter.update, Update::Balance { .. }) {
+                num_biases += elements;
+            }
         }
-        let flat = Tensor::zeros([num_elements as i64], (dtype.kind(), device));
+        let zeros = |len: usize, dtype: Dtype| Tensor::zeros([len as i64], (dtype.kind(), device));
         Self {
-            flat,
+            flat: zeros(num_elements - num_biases, dtype),
+            biases: zeros(num_biases, Dtype::F32),
             leaves: Vec::new(),
             constants: Vec::new(),
             places,
@@ -78,16 +86,50 @@ impl Weights {
         leaf
     }
 
-    /// The named vector, by which nothing is differentiated, and its range.
-    pub(crate) fn constant(&mut self, name: &str) -> (Range<usize>, Tensor) {
+    /// The named biases of a router, by which nothing is differentiated, and their range.
+    ///
+    /// # Panics
+    /// If they are no such biases.
+    pub(crate) fn biases(&mut self, name: &str) -> (Range<usize>, Tensor) {
         let (start, shape) = &self.places[name];
         let range = *start..start + shape.iter().product::<usize>();
+        let start = range.start - self.flat.numel();
         let vector = self
-            .flat
-            .narrow(0, range.start as i64, range.len() as i64)
+            .biases
+            .narrow(0, start as i64, range.len() as i64)
             .detach();
         self.constants.push(range.clone());
         (range, vector)
+    }
+
+    /// Writes parameters from element `offset` of the vector on, in their own type; they do not cross the biases' beginning.
+    ///
+    /// # Errors
+    /// The bytes are no whole elements or do not fit.
+    pub(crate) fn write_bytes(&mut self, offset: usize, bytes: &[u8]) -> Result<(), TorchError> {
+        match offset.checked_sub(self.flat.numel()) {
+            Some(offset) if self.biases.numel() > 0 => {
+                bytes::write_bytes(&mut self.biases, offset, bytes)
+            }
+            _ => bytes::write_bytes(&mut self.flat, offset, bytes),
+        }
+    }
+
+    /// Writes parameters from element `offset` of the vector on, rounding to their own type.
+    ///
+    /// # Errors
+    /// They do not fit.
+    pub(crate) fn write_f32(&mut self, offset: usize, values: &[f32]) -> Result<(), TorchError> {
+        let num_flat = self.flat.numel();
+        let (flat, biases) = values.split_at(num_flat.saturating_sub(offset).min(values.len()));
+        if !flat.is_empty() {
+            bytes::write_f32(&mut self.flat, offset, flat)?;
+        }
+        if !biases.is_empty() {
+            let offset = (offset + flat.len()) - num_flat;
+            bytes::write_f32(&mut self.biases, offset, biases)?;
+        }
+        Ok(())
     }
 
     /// Call it when all leaves and constants are taken.
@@ -133,6 +175,7 @@ mod tests {
             shape: shape.to_vec(),
             init: Init::Zeros,
             update: Update::Decayed,
+            group: 0,
         };
         let parameters = vec![
             parameter("a", &[2, 3]),
@@ -145,8 +188,38 @@ mod tests {
         weights.finish();
         assert_eq!((ab.size(), c.size()), (vec![3, 3], vec![2]));
         assert_eq!(weights.leaves()[0].0, 0..9);
-        everstep_torch::bytes::write_f32(&mut weights.flat, 8, &[5.0, 6.0]).unwrap();
+        weights.write_f32(8, &[5.0, 6.0]).unwrap();
         assert_eq!((ab.double_value(&[2, 2]), c.double_value(&[0])), (5.0, 6.0));
         assert!(ab.requires_grad() && ab.is_leaf());
+        assert!(weights.write_f32(10, &[5.0, 6.0]).is_err());
+    }
+
+    #[test]
+    fn biases_keep_float32() {
+        let parameter = |name: &str, update| ParameterSpec {
+            name: name.into(),
+            shape: vec![2],
+            init: Init::Zeros,
+            update,
+            group: 0,
+        };
+        let rate = 0.001;
+        let parameters = vec![
+            parameter("w", Update::Decayed),
+            parameter("b", Update::Balance { rate }),
+        ];
+        let mut weights = Weights::new(parameters, Device::Cpu, Dtype::Bf16, false);
+        let w = weights.leaf(&["w".into()]);
+        let (range, b) = weights.biases("b");
+        weights.finish();
+        assert_eq!(range, 2..4);
+        weights.write_f32(1, &[1.001, 1.001, 1.002]).unwrap();
+        let both = [w.double_value(&[1]), b.double_value(&[0])];
+        assert_eq!(both, [1.0, f64::from(1.001f32)]);
+        weights.write_bytes(3, &0.3f32.to_le_bytes()).unwrap();
+        weights.write_bytes(0, &[0x80, 0x3f]).unwrap();
+        let both = [w.double_value(&[0]), b.double_value(&[1])];
+        assert_eq!(both, [1.0, f64::from(0.3f32)]);
+        assert!(weights.write_bytes(4, &[0; 4]).is_err());
     }
 }

@@ -111,7 +111,8 @@ fn agrees(name: &str) {
         micro_batches: vec![micro_batch.clone()],
     };
     let expected_loss = f64::from(fixture.float("loss_sum")[0]);
-    let (loss, tokens) = model.evaluate(&batch).unwrap();
+    let sums = model.evaluate(&batch).unwrap();
+    let (loss, tokens) = (sums.loss_sum, sums.tokens);
     assert!(
         (loss - expected_loss).abs() <= TOLERANCE * expected_loss,
         "{loss} {expected_loss}"
@@ -198,6 +199,28 @@ fn balances(name: &str) {
     );
     let prefix = "gradient_balance";
     compare_some(&fixture, &parameters, prefix, &gradient.values, is_router);
+
+    // An evaluation counts the choices whose excess a gradient reports, and modules for further tokens have no part in it.
+    let choices = model.evaluate(&batch).unwrap().expert_choices;
+    let moe = model.config().moe.as_ref().unwrap();
+    assert_eq!(choices.len(), 2 * moe.experts);
+    let num_choices = (3 * 17 * moe.experts_per_token) as u64;
+    for layer in choices.chunks(moe.experts) {
+        assert_eq!(layer.iter().sum::<u64>(), num_choices);
+    }
+    let mut offset = 0;
+    let mut excess = Vec::new();
+    for parameter in &parameters {
+        let range = offset..offset + parameter.num_elements();
+        offset = range.end;
+        if parameter.name.ends_with("e_score_correction_bias") {
+            excess.extend_from_slice(&gradient.values[range]);
+        }
+    }
+    for (&count, excess) in choices.iter().zip(excess) {
+        let count = (count * moe.experts as u64) as f32;
+        assert_eq!(count - num_choices as f32, excess);
+    }
 }
 
 #[test]

@@ -225,7 +225,7 @@ fn same_bits(precision: Precision) {
                 "{name}: another seed"
             );
             assert_ne!(
-                loss.0, expected.loss_sum,
+                loss.loss_sum, expected.loss_sum,
                 "{name}: evaluation drops nothing"
             );
         }

@@ -46,12 +46,14 @@ impl Process {
                 shape: vec![6273, 128],
                 init: Init::Normal { std: 0.02 },
                 update: Update::Decayed,
+                group: 0,
             },
             ParameterSpec {
                 name: "norms".into(),
                 shape: vec![1152],
                 init: Init::Ones,
                 update: Update::Plain,
+                group: 0,
             },
         ];
         let layout = Arc::new(Layout::new(parameters, 1 << 20).expect("the layout is valid"));

@@ -18,6 +18,7 @@ fn update(criterion: &mut Criterion) {
         shape: vec![NUM_ELEMENTS],
         init: Init::Normal { std: 0.02 },
         update: Update::Decayed,
+        group: 0,
     };
     let layout =
         Arc::new(Layout::new(vec![parameter], NUM_ELEMENTS).expect("one parameter is a layout"));

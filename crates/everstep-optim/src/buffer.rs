@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
 use crate::kernels;
+use crate::parameters::ComputeDtype;
 
 /// A shared vector of `f32`. Clones share memory; [`FloatBuffer::make_mut`] copies only what is still shared.
 ///
@@ -41,6 +42,14 @@ pub enum BufferError {
         expected: usize,
         /// Elements given.
         actual: usize,
+    },
+    /// The block has another type.
+    #[error("elements of {actual:?} given, the block has {expected:?}")]
+    Dtype {
+        /// Type of the block.
+        expected: ComputeDtype,
+        /// Type given.
+        actual: ComputeDtype,
     },
 }
 

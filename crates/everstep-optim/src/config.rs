@@ -6,6 +6,7 @@ use thiserror::Error;
 use everstep_protocol::Step;
 
 use crate::kernels::AdamStep;
+use crate::layout::{Block, Update};
 use crate::moments::MomentDtype;
 use crate::muon::{MuonConfig, MuonStep};
 use crate::schedule::Schedule;
@@ -55,6 +56,27 @@ pub struct OptimizerConfig {
     /// Moves the matrices of layers by Muon instead. AdamW for all if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub muon: Option<MuonConfig>,
+    /// Parameters for which something differs; of several groups the first one that names a parameter has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub group: Vec<GroupConfig>,
+}
+
+/// What differs for some parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupConfig {
+    /// Their names, as `everstep export` writes them; `*` stands for anything.
+    pub parameters: Vec<String>,
+    /// Factor on the learning rate; 0 freezes them. 1 if left out.
+    #[serde(default = "default_lr_scale")]
+    pub lr_scale: f64,
+    /// Their weight decay, also of norms and biases. As for others if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+}
+
+fn default_lr_scale() -> f64 {
+    1.0
 }
 
 fn default_betas() -> [f64; 2] {
@@ -112,6 +134,7 @@ impl OptimizerConfig {
             ema_decay: None,
             num_steps,
             muon: None,
+            group: Vec::new(),
         }
     }
 
@@ -162,6 +185,7 @@ impl OptimizerConfig {
             "1 to 2^53",
         )?;
         self.validate_moments()?;
+        self.validate_groups()?;
         if let Some(decay) = self.ema_decay {
             let is_decay = (0.0..1.0).contains(&decay);
             number("ema_decay", decay, is_decay, "0 or more, below 1")?;
@@ -181,6 +205,22 @@ impl OptimizerConfig {
             )?;
         }
         self.validate_schedule()
+    }
+
+    fn validate_groups(&self) -> Result<(), ConfigError> {
+        let count = self.group.len();
+        let is_allowed = count <= usize::from(u8::MAX);
+        number("group", count, is_allowed, "at most 255 of them")?;
+        for group in &self.group {
+            let scale = group.lr_scale;
+            let is_scale = (0.0..=1e3).contains(&scale);
+            number("group.lr_scale", scale, is_scale, "0 to 1000")?;
+            let decay = group.weight_decay.unwrap_or(self.weight_decay);
+            let decays = decay >= 0.0 && self.lr * scale * decay < 1.0;
+            let allowed = "0 or more, and less than 1 / (`lr` * `lr_scale`)";
+            number("group.weight_decay", decay, decays, allowed)?;
+        }
+        Ok(())
     }
 
     fn validate_moments(&self) -> Result<(), ConfigError> {
@@ -289,12 +329,27 @@ impl OptimizerConfig {
         }
     }
 
-    /// Coefficients of a step. Adam's count of steps is `step + 1`, whether earlier ones were applied or skipped.
-    pub(crate) fn adam_step(&self, step: Step, scale: f32, decay: bool) -> AdamStep {
+    /// Learning rate and weight decay of a block in a step.
+    fn rates(&self, step: Step, block: &Block) -> (f64, f64) {
+        let decay = match block.update {
+            Update::Decayed | Update::Muon => self.weight_decay,
+            Update::Plain | Update::Balance { .. } => 0.0,
+        };
         let lr = self.learning_rate(step);
+        match usize::from(block.group).checked_sub(1) {
+            None => (lr, decay),
+            Some(index) => {
+                let group = &self.group[index];
+                (lr * group.lr_scale, group.weight_decay.unwrap_or(decay))
+            }
+        }
+    }
+
+    /// Coefficients of a block's step. Adam's count of steps is `step + 1`, whether earlier ones were applied or skipped.
+    pub(crate) fn adam_step(&self, step: Step, scale: f32, block: &Block) -> AdamStep {
+        let (lr, weight_decay) = self.rates(step, block);
         let count = step.0 as f64 + 1.0;
         let [beta1, beta2] = self.betas;
-        let weight_decay = if decay { self.weight_decay } else { 0.0 };
         AdamStep {
             scale,
             keep: (1.0 - lr * weight_decay) as f32,
@@ -307,13 +362,13 @@ impl OptimizerConfig {
         }
     }
 
-    /// Coefficients of a step of Muon.
-    pub(crate) fn muon_step(&self, step: Step, scale: f32) -> MuonStep {
-        let lr = self.learning_rate(step);
+    /// Coefficients of a block's step of Muon.
+    pub(crate) fn muon_step(&self, step: Step, scale: f32, block: &Block) -> MuonStep {
+        let (lr, weight_decay) = self.rates(step, block);
         let muon = self.muon.clone().unwrap_or_default();
         MuonStep {
             scale,
-            keep: (1.0 - lr * self.weight_decay) as f32,
+            keep: (1.0 - lr * weight_decay) as f32,
             momentum: muon.momentum as f32,
             rms: lr * muon.rms,
         }

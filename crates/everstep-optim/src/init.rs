@@ -65,6 +65,7 @@ mod tests {
             shape: shape.into(),
             init,
             update,
+            group: 0,
         };
         let parameters = vec![
             spec(

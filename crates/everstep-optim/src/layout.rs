@@ -80,6 +80,9 @@ pub struct ParameterSpec {
     pub init: Init,
     /// What a step does to it.
     pub update: Update,
+    /// Which of [`OptimizerConfig::group`](crate::OptimizerConfig::group) it belongs to, from 1 on; 0 for none.
+    #[serde(default)]
+    pub group: u8,
 }
 
 impl ParameterSpec {
@@ -98,6 +101,9 @@ pub struct Block {
     pub len: usize,
     /// What a step does to all of it.
     pub update: Update,
+    /// [`ParameterSpec::group`] of all of it.
+    #[serde(default)]
+    pub group: u8,
 }
 
 /// All parameters of a model and their division in blocks.
@@ -175,7 +181,7 @@ pub enum LayoutError {
 
 impl Layout {
     /// Lays out `parameters` in the given, canonical order and divides them in blocks of at most `block_elements`
-    /// elements each. Blocks of a run of one [`Update`] have sizes that differ by one element at most; those of [`Update::Muon`] hold
+    /// elements each. Blocks of a run of one [`Update`] and one group have sizes that differ by one element at most; those of [`Update::Muon`] hold
     /// whole matrices.
     ///
     /// # Errors
@@ -190,7 +196,7 @@ impl Layout {
         let mut names = BTreeSet::new();
         let mut offsets = Vec::with_capacity(parameters.len());
         let mut num_elements = 0usize;
-        let mut groups: Vec<(Update, usize)> = Vec::new();
+        let mut runs: Vec<((Update, u8), usize)> = Vec::new();
         for parameter in &parameters {
             let name = || parameter.name.clone();
             if !names.insert(parameter.name.as_str()) {
@@ -220,41 +226,39 @@ impl Layout {
                 .checked_add(elements)
                 .filter(|&sum| sum <= isize::MAX as usize / 4)
                 .ok_or_else(shape_error)?;
-            match groups.last_mut() {
-                // Matrices that are made orthogonal stay whole, however large.
-                Some((Update::Muon, len))
-                    if parameter.update == Update::Muon && *len + elements > block_elements =>
-                {
-                    groups.push((Update::Muon, elements));
-                }
-                Some((update, len)) if *update == parameter.update => *len += elements,
-                Some((update, _)) if !update.may_precede(parameter.update) => {
+            let kind = (parameter.update, parameter.group);
+            // Matrices that are made orthogonal stay whole, however large.
+            let fits = |len: usize| kind.0 != Update::Muon || len + elements <= block_elements;
+            match runs.last_mut() {
+                Some((last, len)) if *last == kind && fits(*len) => *len += elements,
+                Some((last, _)) if last.0 != kind.0 && !last.0.may_precede(kind.0) => {
                     return Err(LayoutError::GroupOrder { name: name() });
                 }
-                _ => groups.push((parameter.update, elements)),
+                _ => runs.push((kind, elements)),
             }
         }
         let count_of = |update: Update, len: usize| match update {
             Update::Muon => 1,
             _ => len.div_ceil(block_elements),
         };
-        let num_blocks = groups
+        let num_blocks = runs
             .iter()
-            .map(|&(update, len)| count_of(update, len))
+            .map(|&((update, _), len)| count_of(update, len))
             .sum::<usize>();
         if BlockId::try_from(num_blocks).is_err() {
             return Err(LayoutError::TooManyBlocks { num_blocks });
         }
         let mut blocks = Vec::with_capacity(num_blocks);
         let mut offset = 0;
-        for (update, group_len) in groups {
-            let count = count_of(update, group_len);
+        for ((update, group), run_len) in runs {
+            let count = count_of(update, run_len);
             for index in 0..count {
-                let len = group_len / count + usize::from(index < group_len % count);
+                let len = run_len / count + usize::from(index < run_len % count);
                 blocks.push(Block {
                     offset,
                     len,
                     update,
+                    group,
                 });
                 offset += len;
             }
@@ -340,7 +344,7 @@ impl Layout {
             number(&mut hasher, block.len as u64);
             block.update.hash(&mut hasher);
             // Once the update was a number of eight bytes.
-            hasher.update(&[0; 7]);
+            hasher.update(&[block.group, 0, 0, 0, 0, 0, 0]);
         }
         number(&mut hasher, self.parameters.len() as u64);
         for parameter in &self.parameters {

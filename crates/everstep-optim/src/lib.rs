@@ -27,7 +27,7 @@ mod schedule;
 mod state;
 
 pub use buffer::{BufferError, FloatBuffer};
-pub use config::{ConfigError, OptimizerConfig};
+pub use config::{ConfigError, GroupConfig, OptimizerConfig};
 pub use digest::{StateDigest, combine_digests};
 pub use gradient::Gradient;
 pub use layout::{Block, Init, Layout, LayoutError, ParameterSpec, Segment, Update};

@@ -96,7 +96,7 @@ impl TrainingNumerics {
         block: BlockId,
         parameters: &Parameters,
     ) -> Result<(), BufferError> {
-        parameters.check_len(self.block_len(block))
+        parameters.check(self.block_len(block), self.dtype_of(block))
     }
 
     /// Checks the size of a state that came from a peer or a disk.
@@ -108,6 +108,14 @@ impl TrainingNumerics {
         let moments = self.config.moments.words(len);
         let average = self.config.ema_decay.map_or(0, |_| len);
         state.check_lens([len, moments, moments, average])
+    }
+
+    /// In which type workers read a block: biases of routers are float32 in every compute type.
+    fn dtype_of(&self, block: BlockId) -> ComputeDtype {
+        match self.layout.blocks().get(block as usize) {
+            Some(block) if matches!(block.update, Update::Balance { .. }) => ComputeDtype::Float32,
+            _ => self.compute_dtype,
+        }
     }
 
     fn block_len(&self, block: BlockId) -> usize {
@@ -126,11 +134,17 @@ impl TrainingNumerics {
     ) {
         let parameters = state.parameters.make_mut();
         let len = parameters.len();
-        let decay = match self.layout.block(block).update {
-            Update::Decayed => true,
-            Update::Plain => false,
+        let place = self.layout.block(block);
+        match place.update {
+            Update::Decayed | Update::Plain => kernels::adamw(
+                parameters,
+                M::view(state.first_moment.make_mut(), len),
+                M::view(state.second_moment.make_mut(), len),
+                gradient,
+                &self.config.adam_step(step, scale, &place),
+            ),
             Update::Muon => {
-                let step = self.config.muon_step(step, scale);
+                let step = self.config.muon_step(step, scale, &place);
                 let momentum = M::view(state.first_moment.make_mut(), len);
                 for whole in self.layout.segments(block) {
                     let range = whole.block_range;
@@ -142,17 +156,9 @@ impl TrainingNumerics {
                         &step,
                     );
                 }
-                return;
             }
-            Update::Balance { rate } => return kernels::balance(parameters, gradient, rate),
-        };
-        kernels::adamw(
-            parameters,
-            M::view(state.first_moment.make_mut(), len),
-            M::view(state.second_moment.make_mut(), len),
-            gradient,
-            &self.config.adam_step(step, scale, decay),
-        );
+            Update::Balance { rate } => kernels::balance(parameters, gradient, rate),
+        }
     }
 }
 
@@ -261,8 +267,8 @@ impl Numerics for TrainingNumerics {
         }
     }
 
-    fn parameters(&self, _block: BlockId, state: &BlockState) -> Parameters {
-        Parameters::from_master(&state.parameters, self.compute_dtype)
+    fn parameters(&self, block: BlockId, state: &BlockState) -> Parameters {
+        Parameters::from_master(&state.parameters, self.dtype_of(block))
     }
 
     fn history(&self, state: &BlockState) -> History {

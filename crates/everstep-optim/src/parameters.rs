@@ -124,14 +124,18 @@ impl Parameters {
         }
     }
 
-    /// Checks that there are `expected` elements; for parameters that come from peers.
+    /// Checks that there are `expected` elements of this type; for parameters that come from peers.
     ///
     /// # Errors
-    /// [`BufferError::Length`] if not.
-    pub fn check_len(&self, expected: usize) -> Result<(), BufferError> {
+    /// [`BufferError::Length`] or [`BufferError::Dtype`] if not.
+    pub(crate) fn check(&self, expected: usize, dtype: ComputeDtype) -> Result<(), BufferError> {
         match self.len() {
-            actual if actual == expected => Ok(()),
-            actual => Err(BufferError::Length { expected, actual }),
+            actual if actual != expected => Err(BufferError::Length { expected, actual }),
+            _ if self.dtype() != dtype => Err(BufferError::Dtype {
+                expected: dtype,
+                actual: self.dtype(),
+            }),
+            _ => Ok(()),
         }
     }
 }
@@ -209,12 +213,20 @@ mod tests {
         }
         let parameters =
             Parameters::from_bytes(ComputeDtype::Bfloat16, Bytes::from_static(&[0; 6])).unwrap();
-        assert_eq!(parameters.check_len(3), Ok(()));
+        let [narrow, wide] = [ComputeDtype::Bfloat16, ComputeDtype::Float32];
+        assert_eq!(parameters.check(3, narrow), Ok(()));
         assert_eq!(
-            parameters.check_len(4),
+            parameters.check(4, narrow),
             Err(BufferError::Length {
                 expected: 4,
                 actual: 3
+            })
+        );
+        assert_eq!(
+            parameters.check(3, wide),
+            Err(BufferError::Dtype {
+                expected: wide,
+                actual: narrow
             })
         );
     }

@@ -66,6 +66,7 @@ fn parameter(fixture: &SafeTensors<'_>, name: &str, update: Update) -> Parameter
         shape: initial.shape().to_vec(),
         init: Init::Zeros,
         update,
+        group: 0,
     }
 }
 

@@ -35,7 +35,7 @@ pub use placement::Domain;
 
 use crate::audit::AuditPlan;
 use crate::ids::{BlockId, Epoch, Lineage, Member, Step};
-use crate::message::{Decision, Digest, Message, Numerics};
+use crate::message::{Decision, Digest, EvaluationSums, Message, Numerics};
 
 /// What a coordinator knows of the run; the same in every process.
 #[derive(Clone, Debug)]
@@ -158,10 +158,8 @@ pub enum Effect<N: Numerics> {
     LogEvaluation {
         /// The version.
         version: Step,
-        /// Mean token loss, in nats.
-        loss: f64,
-        /// Number of target tokens.
-        tokens: u64,
+        /// Of all chunks.
+        sums: EvaluationSums,
     },
     /// Every object of a checkpoint is stored: write its manifest, then say `ManifestCommitted`.
     CommitManifest {

@@ -22,8 +22,8 @@ pub mod worker;
 pub use coordinator::Coordinator;
 pub use ids::{BlockId, Epoch, Lineage, Member, Role, SlotRange, Step};
 pub use message::{
-    BlockStatus, Decision, Digest, GradientReport, Message, Numerics, Placement, Repair, Status,
-    Task, Testimony, View, ViewId,
+    BlockStatus, Decision, Digest, EvaluationSums, GradientReport, Message, Numerics, Placement,
+    Repair, Status, Task, Testimony, View, ViewId,
 };
 pub use shard::Shard;
 pub use tree::TreeSum;

@@ -106,6 +106,38 @@ pub struct Decision {
     pub history: History,
 }
 
+/// Sums of an evaluation, or of one of its chunks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EvaluationSums {
+    /// Of token losses, in nats.
+    pub loss_sum: f64,
+    /// Number of target tokens.
+    pub tokens: u64,
+    /// How often each expert was chosen, layer after layer; empty in a model without.
+    pub expert_choices: Vec<u64>,
+}
+
+impl EvaluationSums {
+    /// Adds those of the next chunk. In chunk order the sums have the same bits whoever computed what.
+    pub fn add(&mut self, next: &Self) {
+        self.loss_sum += next.loss_sum;
+        self.tokens += next.tokens;
+        let len = self.expert_choices.len().max(next.expert_choices.len());
+        self.expert_choices.resize(len, 0);
+        for (sum, next) in self.expert_choices.iter_mut().zip(&next.expert_choices) {
+            *sum += next;
+        }
+    }
+
+    /// Mean token loss, in nats; 0 if there are no tokens.
+    pub fn loss(&self) -> f64 {
+        match self.tokens {
+            0 => 0.0,
+            tokens => self.loss_sum / tokens as f64,
+        }
+    }
+}
+
 /// A shard's account of one block.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BlockStatus {
@@ -225,10 +257,8 @@ pub enum Message<N: Numerics> {
         step: Step,
         /// The chunk.
         chunk: u32,
-        /// Sum of token losses, in nats.
-        loss_sum: f64,
-        /// Number of target tokens.
-        tokens: u64,
+        /// What it gave.
+        sums: EvaluationSums,
     },
     /// Worker to leader: the digest of a slot that it was asked to audit.
     Audited {

@@ -22,7 +22,7 @@ pub use machine::Worker;
 
 use crate::audit::AuditPlan;
 use crate::ids::{BlockId, Epoch, Member, Step};
-use crate::message::{Message, Numerics, Task};
+use crate::message::{EvaluationSums, Message, Numerics, Task};
 
 /// What a worker knows of the run.
 #[derive(Clone, Debug)]
@@ -66,10 +66,8 @@ pub enum Event<N: Numerics> {
         step: Step,
         /// The chunk.
         chunk: u32,
-        /// Sum of token losses, in nats.
-        loss_sum: f64,
-        /// Number of target tokens.
-        tokens: u64,
+        /// What it gave.
+        sums: EvaluationSums,
     },
     /// Time passed.
     Tick,

@@ -5,7 +5,7 @@ use everstep_protocol::coordinator::{
 };
 use everstep_protocol::shard::{Effect as ShardEffect, Event as ShardEvent};
 use everstep_protocol::worker::{Effect as WorkerEffect, Event as WorkerEvent};
-use everstep_protocol::{Epoch, Message, Role, Task};
+use everstep_protocol::{Epoch, EvaluationSums, Message, Role, Task};
 
 use crate::coverage::Branch;
 use crate::fault::Fault;
@@ -236,11 +236,9 @@ impl World<'_> {
                 self.strike_steps();
                 self.reached(Phase::Decided, actor);
             }
-            CoordinatorEffect::LogEvaluation {
-                version,
-                loss,
-                tokens,
-            } => self.check_evaluation(version, loss, tokens),
+            CoordinatorEffect::LogEvaluation { version, sums } => {
+                self.check_evaluation(version, sums.loss(), sums.tokens);
+            }
             CoordinatorEffect::CommitManifest { version, objects } => {
                 self.begin(Write::Manifest {
                     actor,
@@ -508,12 +506,12 @@ impl World<'_> {
             }
             Task::Evaluate(chunk) => {
                 let (loss_sum, tokens) = evaluate(&parameters, step, chunk);
-                WorkerEvent::Evaluated {
-                    step,
-                    chunk,
+                let sums = EvaluationSums {
                     loss_sum,
                     tokens,
-                }
+                    ..EvaluationSums::default()
+                };
+                WorkerEvent::Evaluated { step, chunk, sums }
             }
         })
     }

@@ -296,6 +296,9 @@ pub enum Event {
         loss: f64,
         tokens: u64,
         seconds: f64,
+        /// By layer with experts, how many times the mean of its layer each of them was chosen.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        expert_loads: Vec<Vec<f64>>,
     },
     /// A kind that this version does not know; its fields are not kept.
     #[serde(other)]

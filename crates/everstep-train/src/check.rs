@@ -6,6 +6,7 @@ use everstep_data::DataError;
 use everstep_optim::{ComputeDtype, OptimizerConfig, Schedule};
 
 use crate::error::RunFileError;
+use crate::groups;
 use crate::safeguards;
 use crate::sections::{OptimizerSection, RunFile};
 
@@ -139,6 +140,9 @@ pub(crate) fn check(file: &Path, mut sections: RunFile) -> Result<RunFile, RunFi
     }
 
     check_optimizer(file, optimizer, run.steps)?;
+    if let Err(reason) = groups::check(&optimizer.group, &everstep_model::parameters(&sized)) {
+        return wrong("optimizer.group.parameters", reason);
+    }
 
     let digits = compute.device.strip_prefix("cuda:").unwrap_or("none");
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -275,6 +279,7 @@ pub(crate) fn optimizer_config(section: &OptimizerSection, steps: u64) -> Optimi
         moments: section.moments,
         ema_decay: section.ema_decay,
         muon: section.muon.clone(),
+        group: section.group.clone(),
         ..OptimizerConfig::new(section.lr, steps)
     }
 }

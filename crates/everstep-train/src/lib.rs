@@ -8,6 +8,7 @@
 mod check;
 mod checkpoint_every;
 mod error;
+mod groups;
 mod identity;
 mod objective;
 mod overrides;
@@ -20,7 +21,7 @@ mod syntax;
 pub use checkpoint_every::CheckpointEvery;
 pub use error::RunFileError;
 pub use identity::NumericDifference;
-pub use objective::{BatchSource, EvaluationSums, Objective, TrainError};
+pub use objective::{BatchSource, Objective, TrainError};
 pub use pretraining::{Pretraining, PretrainingData, micro_batches};
 pub use run_config::{OptimizerExtras, RunConfig};
 pub use safeguards::{AuditConfig, ChaosConfig, LossSpike, NonFinite, PolicyConfig};

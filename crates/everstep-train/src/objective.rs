@@ -4,6 +4,7 @@ use std::fmt;
 
 use everstep_data::{DataError, TokenBatch};
 use everstep_model::{Model, ModelError, SlotGradient};
+use everstep_protocol::EvaluationSums;
 
 /// What can fail while a slot is computed.
 #[derive(Debug, thiserror::Error)]
@@ -40,15 +41,6 @@ pub trait BatchSource: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`TrainError::Data`] if they cannot be read.
     fn evaluation_batch(&self, chunk: u64) -> Result<TokenBatch, TrainError>;
-}
-
-/// Sums of one evaluation task; they are added over the tasks in their order.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct EvaluationSums {
-    /// Sum of the token losses in nats.
-    pub loss_sum: f64,
-    /// Number of targets.
-    pub tokens: u64,
 }
 
 /// The worker's half: a pure function of parameters, batch and name of the slot.

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use everstep_data::{DataError, Dataset, FillIn, SampleOrder, TokenBatch, ValidationWindows};
 use everstep_model::{Batch, MicroBatch, Model, SlotGradient, dropout_seed};
+use everstep_protocol::EvaluationSums;
 
-use crate::objective::{BatchSource, EvaluationSums, Objective, TrainError};
+use crate::objective::{BatchSource, Objective, TrainError};
 use crate::run_config::RunConfig;
 
 /// The loader's half of pretraining: windows of a dataset in the run's order.
@@ -101,8 +102,7 @@ impl Objective for Pretraining {
     }
 
     fn evaluate(&self, model: &Model, batch: &TokenBatch) -> Result<EvaluationSums, TrainError> {
-        let (loss_sum, tokens) = model.evaluate(&micro_batches(batch, 1)?)?;
-        Ok(EvaluationSums { loss_sum, tokens })
+        Ok(model.evaluate(&micro_batches(batch, 1)?)?)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::sections::{
     BatchConfig, CheckpointConfig, ClusterConfig, ComputeConfig, EvaluationConfig,
     OptimizerSection, RunFile, RunSection,
 };
-use crate::{check, overrides, syntax};
+use crate::{check, groups, overrides, syntax};
 
 /// A checked run file. Every field holds what it may; defaults that follow from other fields are filled in.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -129,6 +129,7 @@ impl RunConfig {
                 }
             }
         }
+        groups::assign(&self.optimizer.group, &mut parameters);
         parameters
     }
 

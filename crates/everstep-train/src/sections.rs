@@ -4,7 +4,7 @@ use std::fmt;
 
 use everstep_data::DataConfig;
 use everstep_model::ModelConfig;
-use everstep_optim::{ComputeDtype, MomentDtype, MuonConfig, Schedule};
+use everstep_optim::{ComputeDtype, GroupConfig, MomentDtype, MuonConfig, Schedule};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint_every::CheckpointEvery;
@@ -192,6 +192,9 @@ pub struct OptimizerSection {
     /// `[optimizer.muon]`: moves the matrices of layers by Muon instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub muon: Option<MuonConfig>,
+    /// `[[optimizer.group]]`: parameters with another learning rate or weight decay.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub group: Vec<GroupConfig>,
 }
 
 fn default_betas() -> [f64; 2] {

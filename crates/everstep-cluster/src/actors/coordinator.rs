@@ -544,17 +544,15 @@ impl CoordinatorState {
                 }
             }
             Effect::LogStep { step, decision } => self.log_step(step, &decision)?,
-            Effect::LogEvaluation {
-                version,
-                loss,
-                tokens,
-            } => {
+            Effect::LogEvaluation { version, sums } => {
+                let loss = sums.loss();
                 let seconds = self.step_started.elapsed().as_secs_f64();
                 self.context.event(&everstep_telemetry::Event::Evaluation {
                     step: version.0,
                     loss,
-                    tokens,
+                    tokens: sums.tokens,
                     seconds,
+                    expert_loads: self.context.run.expert_loads(&sums.expert_choices),
                 });
                 self.tensorboard.scalars(
                     version.0,

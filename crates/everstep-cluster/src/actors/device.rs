@@ -129,15 +129,10 @@ fn serve(
                         let span = tracing::info_span!(span::EVALUATE, step = step.0, chunk);
                         trace.adopt(&span);
                         let _entered = span.enter();
-                        let (loss_sum, tokens) = run
+                        let sums = run
                             .evaluate(&model, &batch)
                             .map_err(|error| error.to_string())?;
-                        WorkerMessage::Evaluated {
-                            step,
-                            chunk,
-                            loss_sum,
-                            tokens,
-                        }
+                        WorkerMessage::Evaluated { step, chunk, sums }
                     }
                 };
                 if worker.cast(message).is_err() {

@@ -52,6 +52,7 @@ mod tests {
             shape: vec![3],
             init: Init::Ones,
             update: Update::Plain,
+            group: 0,
         };
         let layout = Arc::new(Layout::new(vec![parameter], 8).unwrap());
         let config = OptimizerConfig {

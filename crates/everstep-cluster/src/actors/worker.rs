@@ -8,7 +8,7 @@ use std::sync::Arc;
 use everstep_data::TokenBatch;
 use everstep_optim::{Gradient, TrainingNumerics};
 use everstep_protocol::worker::{Effect, Event, WorkerConfig};
-use everstep_protocol::{Member, Message, Role, Step, Task, Worker};
+use everstep_protocol::{EvaluationSums, Member, Message, Role, Step, Task, Worker};
 use everstep_telemetry::TraceContext;
 use everstep_telemetry::names::span;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -45,10 +45,8 @@ pub(crate) enum WorkerMessage {
         step: Step,
         /// The chunk.
         chunk: u32,
-        /// Sum of token losses, in nats.
-        loss_sum: f64,
-        /// Number of target tokens.
-        tokens: u64,
+        /// What it gave.
+        sums: EvaluationSums,
     },
     /// The device failed; the actor starts again with a new one.
     DeviceFailed(String),
@@ -151,17 +149,9 @@ impl Actor for WorkerActor {
                     gradients,
                 })
             }
-            WorkerMessage::Evaluated {
-                step,
-                chunk,
-                loss_sum,
-                tokens,
-            } => state.step(Event::Evaluated {
-                step,
-                chunk,
-                loss_sum,
-                tokens,
-            }),
+            WorkerMessage::Evaluated { step, chunk, sums } => {
+                state.step(Event::Evaluated { step, chunk, sums })
+            }
             WorkerMessage::DeviceFailed(reason) => {
                 Err(format!("device of {} failed: {reason}", state.me).into())
             }

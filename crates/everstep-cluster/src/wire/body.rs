@@ -151,6 +151,7 @@ pub(super) enum Body {
         chunk: u32,
         loss_sum: f64,
         tokens: u64,
+        expert_choices: Vec<u64>,
     },
     Reduced {
         epoch: u64,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use everstep_data::TokenBatch;
-use everstep_protocol::{Decision, Digest, Epoch, Lineage, Message, Step, ViewId};
+use everstep_protocol::{Decision, Digest, Epoch, EvaluationSums, Lineage, Message, Step, ViewId};
 use everstep_telemetry::TraceContext;
 
 use super::body::{self, Body};
@@ -102,16 +102,12 @@ fn step_to_wire(message: StepMessage) -> Body {
             start: range.start,
             end: range.end,
         },
-        Message::Evaluated {
-            step,
-            chunk,
-            loss_sum,
-            tokens,
-        } => Body::Evaluated {
+        Message::Evaluated { step, chunk, sums } => Body::Evaluated {
             step: step.0,
             chunk,
-            loss_sum,
-            tokens,
+            loss_sum: sums.loss_sum,
+            tokens: sums.tokens,
+            expert_choices: sums.expert_choices,
         },
         Message::Reduced {
             view,
@@ -396,11 +392,15 @@ fn step_from_wire(body: Body, payload: Option<Bytes>) -> Result<StepMessage, Wir
             chunk,
             loss_sum,
             tokens,
+            expert_choices,
         } => Message::Evaluated {
             step: Step(step),
             chunk,
-            loss_sum,
-            tokens,
+            sums: EvaluationSums {
+                loss_sum,
+                tokens,
+                expert_choices,
+            },
         },
         Body::Reduced {
             epoch,

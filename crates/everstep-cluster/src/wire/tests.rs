@@ -5,8 +5,8 @@ use everstep_data::TokenBatch;
 use everstep_optim::ComputeDtype;
 use everstep_protocol::policy::History;
 use everstep_protocol::{
-    BlockStatus, Decision, Digest, Epoch, GradientReport, Lineage, Member, Message, Placement,
-    Repair, Role, SlotRange, Status, Step, Task, Testimony, View, ViewId,
+    BlockStatus, Decision, Digest, Epoch, EvaluationSums, GradientReport, Lineage, Member, Message,
+    Placement, Repair, Role, SlotRange, Status, Step, Task, Testimony, View, ViewId,
 };
 
 use super::*;
@@ -175,8 +175,11 @@ fn samples() -> Vec<(&'static str, ClusterMessage)> {
             Message::Evaluated {
                 step,
                 chunk: 1,
-                loss_sum: 1.25,
-                tokens: 6,
+                sums: EvaluationSums {
+                    loss_sum: 1.25,
+                    tokens: 6,
+                    expert_choices: vec![9, 3],
+                },
             },
         ),
         (

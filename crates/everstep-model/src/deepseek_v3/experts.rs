@@ -53,7 +53,7 @@ impl Experts {
             .flat_map(|id| [expert(id, "gate_proj"), expert(id, "up_proj")])
             .collect();
         let down: Vec<String> = (0..moe.experts).map(|id| expert(id, "down_proj")).collect();
-        let (bias_range, bias_e) = weights.constant(&name("mlp.gate.e_score_correction_bias"));
+        let (bias_range, bias_e) = weights.biases(&name("mlp.gate.e_score_correction_bias"));
         let shared = ["gate_proj", "up_proj", "down_proj"]
             .map(|part| name(&format!("mlp.shared_experts.{part}")));
         Self {
@@ -105,7 +105,7 @@ impl Experts {
     /// The experts of each token, `[t, k]`: the best by affinity plus bias, out of the best groups.
     fn choose(&self, affinity_te: &Tensor) -> Tensor {
         let config = &self.config;
-        let mut score_te = affinity_te + self.bias_e.to_kind(Kind::Float);
+        let mut score_te = affinity_te + &self.bias_e;
         if config.groups > 1 {
             let groups = config.groups as i64;
             let score_tge = score_te.view([-1, groups, config.experts as i64 / groups]);

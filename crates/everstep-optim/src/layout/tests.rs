@@ -9,6 +9,7 @@ fn spec(name: &str, shape: &[usize], update: Update) -> ParameterSpec {
         shape: shape.into(),
         init: Init::Zeros,
         update,
+        group: 0,
     }
 }
 
@@ -107,6 +108,33 @@ fn unusable_parameters_are_refused() {
 }
 
 #[test]
+fn a_block_belongs_to_one_group() {
+    let of = |group, spec| ParameterSpec { group, ..spec };
+    let layout = |groups: [u8; 4]| {
+        let parameters = vec![
+            of(groups[0], spec("a", &[5], Decayed)),
+            of(groups[1], spec("b", &[5], Decayed)),
+            of(groups[2], spec("c", &[3], Plain)),
+            of(groups[3], spec("d", &[3], Plain)),
+        ];
+        Layout::new(parameters, 8).unwrap()
+    };
+    let blocks = |layout: &Layout| -> Vec<(usize, u8)> {
+        layout
+            .blocks()
+            .iter()
+            .map(|block| (block.len, block.group))
+            .collect()
+    };
+    let grouped = layout([0, 2, 1, 0]);
+    assert_eq!(blocks(&grouped), [(5, 0), (5, 2), (3, 1), (3, 0)]);
+    let plain = layout([0; 4]);
+    assert_eq!(blocks(&plain), [(5, 0), (5, 0), (6, 0)]);
+    assert_eq!(blocks(&layout([1; 4])), [(5, 1), (5, 1), (6, 1)]);
+    assert_ne!(layout([1; 4]).digest(), plain.digest());
+}
+
+#[test]
 fn scalars_have_one_element() {
     let layout = Layout::new(vec![spec("a", &[], Plain)], 8).unwrap();
     assert_eq!(
@@ -114,7 +142,8 @@ fn scalars_have_one_element() {
         [Block {
             offset: 0,
             len: 1,
-            update: Plain
+            update: Plain,
+            group: 0,
         }]
     );
 }

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::buffer::FloatBuffer;
+use crate::config::GroupConfig;
 use crate::digest::StateDigest;
 use crate::layout::{Init, ParameterSpec};
 
@@ -12,6 +13,7 @@ fn layout(block_elements: usize) -> Arc<Layout> {
         shape: shape.into(),
         init,
         update,
+        group: 0,
     };
     let parameters = vec![
         spec("a", &[37, 11], Init::Normal { std: 0.5 }, Update::Decayed),
@@ -274,6 +276,7 @@ fn a_routers_bias_moves_against_the_load_and_is_no_part_of_the_norm() {
         shape: vec![4],
         init: Init::Zeros,
         update,
+        group: 0,
     };
     let rate = 0.25;
     let parameters = vec![
@@ -327,6 +330,42 @@ fn a_routers_bias_moves_against_the_load_and_is_no_part_of_the_norm() {
         ..decision
     };
     assert_eq!(applied(&skipped)[2], numerics.initial_state(1, 2));
+}
+
+#[test]
+fn groups_have_rates_and_decays_of_their_own() {
+    let mut parameters = layout(200).parameters().to_vec();
+    for (parameter, group) in parameters.iter_mut().zip([0, 1, 2]) {
+        parameter.group = group;
+    }
+    let layout = Arc::new(Layout::new(parameters, 1000).unwrap());
+    let group = |lr_scale, weight_decay| GroupConfig {
+        parameters: Vec::new(),
+        lr_scale,
+        weight_decay,
+    };
+    let config = OptimizerConfig {
+        group: vec![group(0.0, None), group(0.5, Some(0.25))],
+        ..OptimizerConfig::new(1e-2, 20)
+    };
+    let numerics = TrainingNumerics::new(layout, config, ComputeDtype::Float32).unwrap();
+    // Without a gradient a step is its decay.
+    let stepped = |block| {
+        let mut state = numerics.initial_state(9, block);
+        let before = state.parameters.as_slice().to_vec();
+        let zeros = Gradient::new(vec![0.0; before.len()], 1.0, 1);
+        let decision = numerics.decide(Step(0), &[numerics.report(block, &zeros)]);
+        numerics.apply(block, Step(0), &decision, &zeros, &mut state);
+        (before, state.parameters.as_slice().to_vec())
+    };
+    let decayed = |factor: f32, (before, after): (Vec<f32>, Vec<f32>)| {
+        let expected: Vec<f32> = before.iter().map(|value| value * factor).collect();
+        assert_eq!(after, expected);
+    };
+    let lr = numerics.config().learning_rate(Step(0));
+    decayed((1.0 - lr * 0.1) as f32, stepped(0));
+    decayed(1.0, stepped(1));
+    decayed((1.0 - lr * 0.5 * 0.25) as f32, stepped(2));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::members::is_live;
 use super::shares::{self, Load};
 use super::{Effect, Note};
 use crate::ids::{Member, Role, SlotRange, Step};
-use crate::message::{Message, Numerics, Status, Task, ViewId};
+use crate::message::{EvaluationSums, Message, Numerics, Status, Task, ViewId};
 use crate::retry::Retry;
 
 /// Leases of a task at once, at most.
@@ -398,45 +398,34 @@ impl<N: Numerics> Coordinator<N> {
         from: Member,
         step: Step,
         chunk: u32,
-        loss_sum: f64,
-        tokens: u64,
+        sums: EvaluationSums,
     ) {
         if self.phase != Phase::Training || step != self.work.step || self.is_evaluated() {
             return;
         }
         let index = chunk as usize;
-        let (Some(item), Some(loss)) = (
+        let (Some(item), Some(known)) = (
             self.work.chunks.get_mut(index),
-            self.work.losses.get_mut(index),
+            self.work.evaluations.get_mut(index),
         ) else {
             return;
         };
         item.done = Some(from);
-        loss.get_or_insert((loss_sum, tokens));
+        known.get_or_insert(sums);
         if let Some(peer) = self.peers.get_mut(&(from.role, from.index)) {
             peer.pace.since_ms = now_ms;
         }
         if !self.is_evaluated() {
             return;
         }
-        // In chunk order, so that the mean has the same bits whoever computed what.
-        let (loss_sum, tokens) = self
-            .work
-            .losses
-            .iter()
-            .flatten()
-            .fold((0.0, 0), |(loss_sum, tokens), (loss, count)| {
-                (loss_sum + loss, tokens + count)
-            });
+        let mut sums = EvaluationSums::default();
+        for chunk in self.work.evaluations.iter().flatten() {
+            sums.add(chunk);
+        }
         self.evaluated = Some(step);
         self.out.push(Effect::LogEvaluation {
             version: step,
-            loss: if tokens > 0 {
-                loss_sum / tokens as f64
-            } else {
-                0.0
-            },
-            tokens,
+            sums,
         });
         self.try_decide(now_ms);
         self.try_commit(step);

@@ -391,12 +391,9 @@ impl<N: Numerics> Coordinator<N> {
             Message::Delivered { view, step, range } => {
                 self.on_delivered(now_ms, from, view, step, range);
             }
-            Message::Evaluated {
-                step,
-                chunk,
-                loss_sum,
-                tokens,
-            } => self.on_evaluated(now_ms, from, step, chunk, loss_sum, tokens),
+            Message::Evaluated { step, chunk, sums } => {
+                self.on_evaluated(now_ms, from, step, chunk, sums);
+            }
             Message::Reduced {
                 view,
                 step,

@@ -7,7 +7,7 @@ use super::audit::Audits;
 use super::leases::Item;
 use super::machine::{Coordinator, Phase};
 use crate::ids::{BlockId, Member, Role, Step};
-use crate::message::{Decision, GradientReport, Message, Numerics, Testimony};
+use crate::message::{Decision, EvaluationSums, GradientReport, Message, Numerics, Testimony};
 use crate::retry::Retry;
 
 /// The step that is not decided yet.
@@ -19,7 +19,7 @@ pub(super) struct Work {
     /// Evaluation chunks of its version; none if it is not due.
     pub(super) chunks: Vec<Item>,
     /// Loss sum and tokens of each chunk.
-    pub(super) losses: Vec<Option<(f64, u64)>>,
+    pub(super) evaluations: Vec<Option<EvaluationSums>>,
     /// Blocks that are reduced and replicated in the current view.
     pub(super) reduced: BTreeMap<BlockId, GradientReport>,
     /// Joining replicas that are at this step's version.
@@ -62,7 +62,7 @@ impl<N: Numerics> Coordinator<N> {
             step,
             slots: (0..num_slots).map(|_| Item::default()).collect(),
             chunks: (0..num_chunks).map(|_| Item::default()).collect(),
-            losses: vec![None; num_chunks as usize],
+            evaluations: vec![None; num_chunks as usize],
             audits: Audits::new((0..num_slots).filter(|slot| plan.covers(step, *slot))),
             ..Work::default()
         };
@@ -88,7 +88,7 @@ impl<N: Numerics> Coordinator<N> {
     }
 
     pub(super) fn is_evaluated(&self) -> bool {
-        self.work.losses.iter().all(Option::is_some)
+        self.work.evaluations.iter().all(Option::is_some)
     }
 
     pub(super) fn is_reduced(&self) -> bool {

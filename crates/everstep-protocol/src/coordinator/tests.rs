@@ -215,11 +215,10 @@ fn line(effect: &Effect<Words>) -> Option<String> {
         Effect::LogStep { step, decision } => {
             format!("log {} {}", step.0, decision.gradient_norm)
         }
-        Effect::LogEvaluation {
-            version,
-            loss,
-            tokens,
-        } => format!("evaluation {} {loss} {tokens}", version.0),
+        Effect::LogEvaluation { version, sums } => {
+            let (loss, tokens) = (sums.loss(), sums.tokens);
+            format!("evaluation {} {loss} {tokens}", version.0)
+        }
         Effect::CommitManifest { version, objects } => {
             format!("commit {} {objects:?}", version.0)
         }
@@ -334,8 +333,7 @@ fn a_lost_workers_slots_are_leased_again_unless_delivered() {
     let late = Message::Evaluated {
         step: Step(0),
         chunk: 0,
-        loss_sum: 0.0,
-        tokens: 0,
+        sums: EvaluationSums::default(),
     };
     let expelled = ["expelled worker-0#1", "w-0 expelled"];
     assert_eq!(bench.hear(worker(0), late), expelled);
@@ -661,8 +659,10 @@ fn malformed_input_changes_nothing() {
     let evaluated = Message::Evaluated {
         step: Step(0),
         chunk: 99,
-        loss_sum: f64::NAN,
-        tokens: 0,
+        sums: EvaluationSums {
+            loss_sum: f64::NAN,
+            ..EvaluationSums::default()
+        },
     };
     assert_eq!(bench.hear(worker(0), evaluated), NOTHING);
 }

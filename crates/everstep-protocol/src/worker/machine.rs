@@ -8,7 +8,7 @@ use super::tasks::Order;
 use super::{Effect, Event, WorkerConfig};
 use crate::allegiance::{Allegiance, Standing};
 use crate::ids::{Epoch, Lineage, Member, Role, Step};
-use crate::message::{Digest, Message, Numerics, Status, Task, View};
+use crate::message::{Digest, EvaluationSums, Message, Numerics, Status, Task, View};
 use crate::retry::Pulse;
 
 /// The worker machine.
@@ -32,7 +32,7 @@ pub struct Worker<N: Numerics> {
     pub(super) in_flight: Option<(Step, Task)>,
     pub(super) device: Device<N>,
     pub(super) held: Vec<Held<N>>,
-    pub(super) evaluated: BTreeMap<u32, (f64, u64)>,
+    pub(super) evaluated: BTreeMap<u32, EvaluationSums>,
     /// What audits of the step gave, by slot and run.
     pub(super) audited: BTreeMap<(u32, u32), Digest>,
     pulse: Pulse,
@@ -115,12 +115,7 @@ impl<N: Numerics> Worker<N> {
                 slot,
                 gradients,
             } => self.on_computed(now_ms, step, slot, gradients),
-            Event::Evaluated {
-                step,
-                chunk,
-                loss_sum,
-                tokens,
-            } => self.on_evaluated(step, chunk, loss_sum, tokens),
+            Event::Evaluated { step, chunk, sums } => self.on_evaluated(step, chunk, sums),
             Event::Tick => {
                 if self.pulse.beats(now_ms) {
                     if self.allegiance.must_greet(now_ms) {

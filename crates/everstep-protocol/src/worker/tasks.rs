@@ -6,7 +6,7 @@ use super::Effect;
 use super::held::Held;
 use super::machine::Worker;
 use crate::ids::{Epoch, Lineage, SlotRange, Step};
-use crate::message::{Message, Numerics, Task};
+use crate::message::{EvaluationSums, Message, Numerics, Task};
 use crate::tree::maximal_ranges;
 
 /// Place of a task in the queue: kind, number, run.
@@ -93,13 +93,8 @@ impl<N: Numerics> Worker<N> {
         };
         match task {
             Task::Evaluate(chunk) => {
-                if let Some(&(loss_sum, tokens)) = self.evaluated.get(&chunk) {
-                    self.send_leader(Message::Evaluated {
-                        step,
-                        chunk,
-                        loss_sum,
-                        tokens,
-                    });
+                if let Some(sums) = self.evaluated.get(&chunk).cloned() {
+                    self.send_leader(Message::Evaluated { step, chunk, sums });
                 }
             }
             Task::Audit { slot, run } => {
@@ -195,19 +190,14 @@ impl<N: Numerics> Worker<N> {
         }
     }
 
-    pub(super) fn on_evaluated(&mut self, step: Step, chunk: u32, loss_sum: f64, tokens: u64) {
+    pub(super) fn on_evaluated(&mut self, step: Step, chunk: u32, sums: EvaluationSums) {
         if self.in_flight != Some((step, Task::Evaluate(chunk))) {
             return;
         }
         self.in_flight = None;
         if self.step == Some(step) {
-            self.evaluated.insert(chunk, (loss_sum, tokens));
-            self.send_leader(Message::Evaluated {
-                step,
-                chunk,
-                loss_sum,
-                tokens,
-            });
+            self.evaluated.insert(chunk, sums.clone());
+            self.send_leader(Message::Evaluated { step, chunk, sums });
         }
         self.next();
     }

@@ -154,8 +154,11 @@ fn a_lease_is_pulled_computed_in_order_pushed_and_delivered() {
     let evaluated = Event::Evaluated {
         step: Step(0),
         chunk: 1,
-        loss_sum: 1.0,
-        tokens: 2,
+        sums: EvaluationSums {
+            loss_sum: 1.0,
+            tokens: 2,
+            expert_choices: vec![3, 1],
+        },
     };
     assert_eq!(
         bench.take(evaluated),

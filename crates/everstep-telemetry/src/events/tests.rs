@@ -207,6 +207,7 @@ fn every_kind_round_trips() {
             loss: 0.1 + 0.2,
             tokens: 3,
             seconds: 0.1,
+            expert_loads: vec![vec![0.5, 1.5], vec![1.0, 1.0]],
         },
     ];
     let folder = tempfile::tempdir().unwrap();

@@ -148,6 +148,7 @@ fn jitter_is_no_loss_and_evaluations_are_apart() {
                 loss: 1.0,
                 tokens: 1,
                 seconds: 2.0,
+                expert_loads: Vec::new(),
             },
         )
         .finished(10_000)

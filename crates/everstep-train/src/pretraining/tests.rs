@@ -121,8 +121,7 @@ fn train(case: &Case) -> (Vec<f64>, f64) {
         let sums = objective
             .evaluate(&model, &data.evaluation_batch(chunk).unwrap())
             .unwrap();
-        total.loss_sum += sums.loss_sum;
-        total.tokens += sums.tokens;
+        total.add(&sums);
     }
     assert_eq!(
         total.tokens,

@@ -579,6 +579,50 @@ fn bad_policies_are_named() {
 }
 
 #[test]
+fn groups_are_named_by_patterns_and_the_first_one_counts() {
+    let group = |patterns: &str, more: &str| {
+        let text = format!(
+            "optimizer.group=[{{parameters = {patterns}{more}}}, {{parameters = [\"*norm*\"]}}]"
+        );
+        [text]
+    };
+    let [fields] = group(
+        "[\"model.embed_tokens.*\", \"model.layers.1.*\"]",
+        ", lr_scale = 0.5",
+    );
+    let config = small(&["model.vocab_size=11", &fields]);
+    let groups = config.parameters().into_iter();
+    let grouped: Vec<(String, u8)> = groups.map(|it| (it.name, it.group)).collect();
+    let of = |name: &str| {
+        let found = grouped.iter().find(|(known, _)| known == name);
+        found.unwrap().1
+    };
+    assert_eq!(of("model.embed_tokens.weight"), 1);
+    assert_eq!(of("model.layers.1.input_layernorm.weight"), 1);
+    assert_eq!(of("model.layers.0.input_layernorm.weight"), 2);
+    assert_eq!(of("model.layers.0.mlp.up_proj.weight"), 0);
+    assert_eq!(config.optimizer().group[0].lr_scale, 0.5);
+    let again = RunConfig::parse(Path::new("run.toml"), &config.to_toml(), &[]).unwrap();
+    assert_eq!(again.optimizer, config.optimizer);
+    let differences = small(&["model.vocab_size=11"]).numeric_differences(&config);
+    assert_eq!(differences[0].field, "optimizer.group");
+
+    let [none] = group("[\"layers.7.*\"]", "");
+    assert_eq!(
+        error(&none),
+        "optimizer.group.parameters: has \"layers.7.*\", which is none of the model's parameters; allowed: names such as \"model.norm.weight\", with `*` for anything"
+    );
+    let [wrong] = group("[\"a[\"]", "");
+    assert!(
+        error(&wrong).contains("has \"a[\", which is no pattern"),
+        "{}",
+        error(&wrong)
+    );
+    let [steep] = group("[\"*\"]", ", weight_decay = 1e4");
+    assert!(error(&steep).starts_with("optimizer.group.weight_decay: is 10000; allowed: "));
+}
+
+#[test]
 fn muon_moves_the_matrices_of_layers_alone() {
     let plain = small(&["model.vocab_size=11"]);
     let matrices = |config: &RunConfig, update| {

@@ -64,8 +64,11 @@ fn evaluations_hold_the_decision_and_the_last_one_the_last_manifest() {
     let evaluated = |step, chunk: u32| Message::Evaluated {
         step: Step(step),
         chunk,
-        loss_sum: 6.0,
-        tokens: 2 + u64::from(chunk),
+        sums: EvaluationSums {
+            loss_sum: 6.0,
+            tokens: 2 + u64::from(chunk),
+            ..EvaluationSums::default()
+        },
     };
     bench.reduced(0, 0);
     assert_eq!(bench.reduced(0, 1), NOTHING);

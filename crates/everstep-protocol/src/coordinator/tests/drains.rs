@@ -237,8 +237,11 @@ fn a_version_that_is_held_is_committed_without_its_evaluation() {
         let evaluated = Message::Evaluated {
             step: Step(0),
             chunk,
-            loss_sum: 6.0,
-            tokens: 2,
+            sums: EvaluationSums {
+                loss_sum: 6.0,
+                tokens: 2,
+                ..EvaluationSums::default()
+            },
         };
         bench.hear(worker(0), evaluated);
     }
