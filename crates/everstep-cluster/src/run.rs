@@ -434,6 +434,7 @@ impl RunContext {
             Some(end) => model.with_document_end(end),
             None => model,
         };
+        let model = model.with_blocks(self.layout().blocks().iter().map(|block| block.len));
         let model = match self.config.compute.recompute {
             true => model.with_recomputation(),
             false => model,
@@ -464,11 +465,8 @@ impl RunContext {
         let gradient = self
             .objective
             .gradient(model, batch, step.0, slot as usize)?;
-        let block = |block: &everstep_optim::Block| {
-            let values = gradient.values[block.offset..block.offset + block.len].to_vec();
-            Gradient::new(values, gradient.loss_sum, gradient.tokens)
-        };
-        Ok(self.layout().blocks().iter().map(block).collect())
+        let block = |values| Gradient::new(values, gradient.loss_sum, gradient.tokens);
+        Ok(gradient.blocks.into_iter().map(block).collect())
     }
 
     /// Sum of token losses of a validation chunk, and its number of targets.

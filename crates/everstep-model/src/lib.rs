@@ -12,6 +12,7 @@
 
 mod attention;
 mod batch;
+mod blocks;
 mod cache;
 pub mod config;
 mod decoder;

@@ -9,6 +9,7 @@ use everstep_torch::{Dtype, bytes};
 use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::batch::{Batch, IGNORED_TARGET, MicroBatch};
+use crate::blocks::Blocks;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::deepseek_v3::Routing;
@@ -26,13 +27,16 @@ pub struct Model {
     pub(crate) decoder: Decoder,
     z_loss: f64,
     document_end: Option<i64>,
+    /// Where the blocks of gradients end in the vector.
+    block_ends: Vec<usize>,
 }
 
 /// What a slot gives: the gradient of the sum of its token losses, and that sum.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlotGradient {
-    /// One value per parameter, in canonical order; the gradient of the sum, not of the mean.
-    pub values: Vec<f32>,
+    /// One value per parameter, in canonical order, cut in the model's blocks ([`Model::with_blocks`]); the gradient of the sum, not of the
+    /// mean.
+    pub blocks: Vec<Vec<f32>>,
     /// Sum of the cross-entropies in nats; the z-loss is not in it.
     pub loss_sum: f64,
     /// Number of targets that count.
@@ -85,6 +89,7 @@ impl Model {
             config: config.clone(),
             device,
             dtype,
+            block_ends: vec![weights.num_elements()],
             weights,
             decoder,
             z_loss: 0.0,
@@ -114,6 +119,22 @@ impl Model {
     #[must_use]
     pub fn with_document_end(mut self, end: u32) -> Self {
         self.document_end = Some(i64::from(end));
+        self
+    }
+
+    /// Gives gradients in blocks of these lengths, so that nobody needs to cut them; one block if it was not called.
+    ///
+    /// # Panics
+    /// If they are not as long as the parameters together.
+    #[must_use]
+    pub fn with_blocks(mut self, lens: impl IntoIterator<Item = usize>) -> Self {
+        let mut end = 0;
+        let ends = lens.into_iter().map(|len| {
+            end += len;
+            end
+        });
+        self.block_ends = ends.collect();
+        assert_eq!(end, self.num_elements(), "the blocks are another model's");
         self
     }
 
@@ -169,7 +190,7 @@ impl Model {
         dropout_seed: u64,
     ) -> Result<SlotGradient, ModelError> {
         batch.check(&self.config)?;
-        let mut values = vec![0.0; self.num_elements()];
+        let mut blocks = Blocks::new(&self.block_ends);
         let mut loss_sum = 0.0;
         for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
             let seed = Stream::new(dropout_seed, Purpose::Dropout, &[index as u64]).next_u64();
@@ -185,17 +206,16 @@ impl Model {
             let of_leaves = leaves.iter().map(|(range, _)| range).zip(&gradients);
             let of_routers = routing.excess.iter().map(|(range, excess)| (range, excess));
             for (range, gradient) in of_leaves.chain(of_routers) {
-                let target = &mut values[range.clone()];
                 if index == 0 {
-                    bytes::read_f32(gradient, target)?;
+                    blocks.append(range, gradient)?;
                 } else {
-                    bytes::add_f32(gradient, target)?;
+                    blocks.add(range, gradient)?;
                 }
             }
             loss_sum += sum(&losses)?;
         }
         Ok(SlotGradient {
-            values,
+            blocks: blocks.values,
             loss_sum,
             tokens: batch.tokens(),
         })

@@ -121,7 +121,7 @@ fn agrees(name: &str) {
 
     let gradient = model.gradient(&batch, 0).unwrap();
     assert_eq!((gradient.loss_sum, gradient.tokens), (loss, tokens));
-    compare(&fixture, &parameters, "gradient", &gradient.values);
+    compare(&fixture, &parameters, "gradient", &gradient.blocks[0]);
 
     // Row by row, the same gradient up to rounding: it is a sum, not a mean.
     let rows = (0..micro_batch.rows).map(|row| {
@@ -141,7 +141,7 @@ fn agrees(name: &str) {
             0,
         )
         .unwrap();
-    compare(&fixture, &parameters, "gradient", &gradient.values);
+    compare(&fixture, &parameters, "gradient", &gradient.blocks[0]);
 
     let mut model = model.with_z_loss(Z_LOSS).unwrap();
     let gradient = model.gradient(&batch, 0).unwrap();
@@ -153,7 +153,7 @@ fn agrees(name: &str) {
         &fixture,
         &parameters,
         "gradient_z",
-        &gradient.values,
+        &gradient.blocks[0],
         |it| it.shape.len() == 1,
     );
 }
@@ -198,7 +198,13 @@ fn balances(name: &str) {
         2 + modules
     );
     let prefix = "gradient_balance";
-    compare_some(&fixture, &parameters, prefix, &gradient.values, is_router);
+    compare_some(
+        &fixture,
+        &parameters,
+        prefix,
+        &gradient.blocks[0],
+        is_router,
+    );
 
     // An evaluation counts the choices whose excess a gradient reports, and modules for further tokens have no part in it.
     let choices = model.evaluate(&batch).unwrap().expert_choices;
@@ -214,7 +220,7 @@ fn balances(name: &str) {
         let range = offset..offset + parameter.num_elements();
         offset = range.end;
         if parameter.name.ends_with("e_score_correction_bias") {
-            excess.extend_from_slice(&gradient.values[range]);
+            excess.extend_from_slice(&gradient.blocks[0][range]);
         }
     }
     for (&count, excess) in choices.iter().zip(excess) {

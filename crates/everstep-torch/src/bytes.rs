@@ -72,6 +72,23 @@ pub fn read_f32(source: &Tensor, values: &mut [f32]) -> Result<(), TorchError> {
     into_f32(source, values, |target, source| target.f_copy_(source))
 }
 
+/// Appends all elements of `source`, of any shape, device and layout, to `values`, widened to float32.
+///
+/// # Errors
+/// What libtorch says.
+pub fn append_f32(source: &Tensor, values: &mut Vec<f32>) -> Result<(), TorchError> {
+    let len = source.numel();
+    values.reserve(len);
+    let spare = values.spare_capacity_mut().as_mut_ptr().cast::<f32>();
+    // SAFETY: the spare capacity has `len` places, is borrowed exclusively, and is only written; the blob dies before it can move.
+    let mut target = unsafe { f32_blob(spare, len)? };
+    tch::no_grad(|| target.f_copy_(&source.f_detach()?.f_reshape([-1])?))?;
+    drop(target);
+    // SAFETY: as many were just written.
+    unsafe { values.set_len(values.len() + len) };
+    Ok(())
+}
+
 /// Adds all elements of `source`, of any shape, device and layout, to `values` in float32.
 ///
 /// # Errors
@@ -163,6 +180,10 @@ mod tests {
         assert_eq!(back[..], bytes[..]);
         add_f32(&tensor, &mut values).unwrap();
         assert_eq!(values, [0.0, 0.0, 0.0, 3.0, -4.0, 0.0]);
+        let mut grown = vec![7.0];
+        append_f32(&tensor.tr(), &mut grown).unwrap();
+        append_f32(&Tensor::zeros([0], (Kind::Float, Device::Cpu)), &mut grown).unwrap();
+        assert_eq!(grown, [7.0, 0.0, 1.5, 0.0, -2.0, 0.0, 0.0]);
     }
 
     #[test]

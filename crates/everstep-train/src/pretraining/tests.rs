@@ -97,7 +97,7 @@ fn train(case: &Case) -> (Vec<f64>, f64) {
             .map(|block| {
                 let of = |slot: &SlotGradient| {
                     Gradient::new(
-                        slot.values[block.offset..block.offset + block.len].to_vec(),
+                        slot.blocks[0][block.offset..block.offset + block.len].to_vec(),
                         slot.loss_sum,
                         slot.tokens,
                     )
@@ -200,6 +200,6 @@ fn a_slot_is_what_the_name_says_wherever_it_is_computed() {
     };
     let first = gradient(0);
     assert_eq!(gradient(0), first);
-    assert_ne!(gradient(1).values, first.values);
+    assert_ne!(gradient(1).blocks[0], first.blocks[0]);
     assert_eq!(first.tokens, 4 * 16);
 }
