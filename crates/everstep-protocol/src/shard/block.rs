@@ -264,6 +264,8 @@ impl<N: Numerics> Block<N> {
             history: numerics.history(&replica.state),
             ..reduced.report
         });
+        // They may share the state's memory, which would then be copied to be changed.
+        replica.parameters = None;
         if decision.apply {
             numerics.apply(block, step, decision, &reduced.gradient, &mut replica.state);
         }
@@ -271,7 +273,6 @@ impl<N: Numerics> Block<N> {
         replica.version = step.next();
         replica.tree.clear();
         replica.testimonies.clear();
-        replica.parameters = None;
         let version = replica.version;
         self.forget_step(version);
         Some((step, snapshot))
