@@ -11,6 +11,38 @@ use everstep_optim::{
 use everstep_protocol::{Numerics, Step};
 
 const NUM_ELEMENTS: usize = 800_000;
+/// Matrices of a block that Muon moves, and their sides.
+const MATRICES: usize = 32;
+const SIDES: [usize; 2] = [64, 128];
+
+/// Muon on a block of small matrices, such as experts have.
+fn muon(criterion: &mut Criterion) {
+    let parameters = (0..MATRICES)
+        .map(|index| ParameterSpec {
+            name: format!("weight-{index}"),
+            shape: SIDES.to_vec(),
+            init: Init::Normal { std: 0.02 },
+            update: Update::Muon,
+            group: 0,
+        })
+        .collect();
+    let layout = Arc::new(Layout::new(parameters, usize::MAX).expect("they are a layout"));
+    let config = OptimizerConfig::new(1e-3, 1000);
+    let numerics = TrainingNumerics::new(Arc::clone(&layout), config, ComputeDtype::Float32)
+        .expect("defaults are allowed");
+    let gradient = Gradient::new(layout.initial_values(2, 0), 1.0, 100);
+    let decision = numerics.decide(Step(0), &[numerics.report(0, &gradient)]);
+    let mut state = numerics.initial_state(1, 0);
+    let mut group = criterion.benchmark_group("muon");
+    // Of the products: five iterations of three each.
+    let [rows, columns] = SIDES.map(|side| side as u64);
+    let additions = rows * rows * (2 * columns + rows) * 5;
+    group.throughput(Throughput::Elements(2 * additions * MATRICES as u64));
+    group.bench_function("apply", |bencher| {
+        bencher.iter(|| numerics.apply(0, Step(1), &decision, &gradient, &mut state));
+    });
+    group.finish();
+}
 
 fn update(criterion: &mut Criterion) {
     let parameter = ParameterSpec {
@@ -70,5 +102,5 @@ fn update(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, update);
+criterion_group!(benches, update, muon);
 criterion_main!(benches);

@@ -102,23 +102,10 @@ fn multiply<const COLUMNS: usize>(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32])
         }
         for first in (0..a.rows).step_by(ROWS) {
             let rows = ROWS.min(a.rows - first);
-            let mut sums = [[0.0; COLUMNS]; ROWS];
-            if rows == ROWS {
-                let lines: [&[f32]; ROWS] =
-                    std::array::from_fn(|row| &a.values[(first + row) * inner..][..inner]);
-                for (index, line) in panel.iter().enumerate() {
-                    for row in 0..ROWS {
-                        add_scaled(&mut sums[row], lines[row][index], line);
-                    }
-                }
-            } else {
-                for (row, sums) in sums.iter_mut().enumerate().take(rows) {
-                    let values = &a.values[(first + row) * inner..][..inner];
-                    for (value, line) in values.iter().zip(&panel) {
-                        add_scaled(sums, *value, line);
-                    }
-                }
-            }
+            // Rows beyond the last are computed and thrown away.
+            let line = |row: usize| &a.values[(first + row.min(rows - 1)) * inner..][..inner];
+            let lines = [line(0), line(1), line(2), line(3)];
+            let sums = rows_by_panel(lines, &panel);
             for (row, sums) in sums.iter().enumerate().take(rows) {
                 out[(first + row) * width + column..][..count].copy_from_slice(&sums[..count]);
             }
@@ -126,11 +113,35 @@ fn multiply<const COLUMNS: usize>(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32])
     }
 }
 
+/// The sums of [`ROWS`] rows. Four arrays and loops over numbers: so the compiler keeps them in vectors, which it does neither with one array
+/// of arrays nor with iterators.
 #[inline(always)]
-fn add_scaled<const COLUMNS: usize>(sums: &mut [f32; COLUMNS], factor: f32, line: &[f32; COLUMNS]) {
-    for (sum, value) in sums.iter_mut().zip(line) {
-        *sum += factor * value;
+#[allow(clippy::needless_range_loop)]
+fn rows_by_panel<const COLUMNS: usize>(
+    [a0, a1, a2, a3]: [&[f32]; ROWS],
+    panel: &[[f32; COLUMNS]],
+) -> [[f32; COLUMNS]; ROWS] {
+    let mut s0 = [0.0; COLUMNS];
+    let mut s1 = [0.0; COLUMNS];
+    let mut s2 = [0.0; COLUMNS];
+    let mut s3 = [0.0; COLUMNS];
+    for index in 0..panel.len() {
+        let line = &panel[index];
+        let (f0, f1, f2, f3) = (a0[index], a1[index], a2[index], a3[index]);
+        for column in 0..COLUMNS {
+            s0[column] += f0 * line[column];
+        }
+        for column in 0..COLUMNS {
+            s1[column] += f1 * line[column];
+        }
+        for column in 0..COLUMNS {
+            s2[column] += f2 * line[column];
+        }
+        for column in 0..COLUMNS {
+            s3[column] += f3 * line[column];
+        }
     }
+    [s0, s1, s2, s3]
 }
 
 #[cfg(test)]

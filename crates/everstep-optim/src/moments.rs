@@ -32,7 +32,7 @@ impl MomentDtype {
 }
 
 /// A running mean as it is kept; what is done with it is done in `f32`.
-pub(crate) trait Moment: Pod {
+pub(crate) trait Moment: Pod + Send {
     fn load(self) -> f32;
     fn store(value: f32) -> Self;
 

@@ -119,9 +119,11 @@ fn iterate(mut x: Vec<f32>, rows: usize, columns: usize) -> Vec<f32> {
 }
 
 fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    (0..rows * columns)
-        .map(|index| values[(index % rows) * columns + index / rows])
-        .collect()
+    let mut turned = Vec::with_capacity(values.len());
+    for column in 0..columns {
+        turned.extend((0..rows).map(|row| values[row * columns + column]));
+    }
+    turned
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use everstep_protocol::policy::{History, LossPolicy, Verdict};
 use everstep_protocol::{BlockId, Decision, Digest, GradientReport, Numerics, Step};
+use rayon::prelude::*;
 
 use crate::buffer::{BufferError, FloatBuffer};
 use crate::config::{ConfigError, OptimizerConfig};
@@ -146,16 +147,24 @@ impl TrainingNumerics {
             Update::Muon => {
                 let step = self.config.muon_step(step, scale, &place);
                 let momentum = M::view(state.first_moment.make_mut(), len);
+                let (mut parameters, mut momentum, mut gradient) = (parameters, momentum, gradient);
+                let mut matrices = Vec::new();
                 for whole in self.layout.segments(block) {
-                    let range = whole.block_range;
-                    muon::muon(
-                        &mut parameters[range.clone()],
-                        &mut momentum[range.clone()],
-                        &gradient[range],
-                        self.layout.matrix(whole.parameter),
-                        &step,
+                    let len = whole.block_range.len();
+                    let own = (
+                        split_off(&mut parameters, len),
+                        split_off(&mut momentum, len),
                     );
+                    let (now, later) = gradient.split_at(len);
+                    gradient = later;
+                    matrices.push((own, now, self.layout.matrix(whole.parameter)));
                 }
+                // Each is computed by one thread, whichever, to the same bits.
+                matrices
+                    .into_par_iter()
+                    .for_each(|((parameters, momentum), gradient, shape)| {
+                        muon::muon(parameters, momentum, gradient, shape, &step);
+                    });
             }
             Update::Balance { rate } => kernels::balance(parameters, gradient, rate),
         }
@@ -295,6 +304,13 @@ impl Numerics for TrainingNumerics {
         };
         Digest([half(), half()])
     }
+}
+
+/// Takes the first `len` elements.
+fn split_off<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+    let (taken, later) = std::mem::take(rest).split_at_mut(len);
+    *rest = later;
+    taken
 }
 
 #[cfg(test)]
