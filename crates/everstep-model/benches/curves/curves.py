@@ -67,14 +67,19 @@ def draw(path, curves):
     matplotlib.rcParams["svg.hashsalt"] = "everstep"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+    figure, (above, below) = pyplot.subplots(2, sharex=True, figsize=(7, 6), height_ratios=[3, 2])
+    base_name, base = next(iter(curves.items()))
     for name, rows in curves.items():
-        steps = [row["step"] for row in rows[SMOOTH // 2 :: SMOOTH]]
-        means = [statistics.mean(row["loss"] for row in rows[at : at + SMOOTH]) for at in range(0, len(rows), SMOOTH)]
-        axes.plot(steps, means[: len(steps)], label=name, linewidth=1.2)
-    axes.set(xlabel="step", ylabel=f"training loss, nats a character (means of {SMOOTH} steps)", ylim=(1.2, 2.6))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+        starts = range(0, len(rows) - SMOOTH + 1, SMOOTH)
+        steps = [rows[at]["step"] + SMOOTH // 2 for at in starts]
+        means = lambda rows: [statistics.mean(row["loss"] for row in rows[at : at + SMOOTH]) for at in starts]
+        above.plot(steps, means(rows), label=name, linewidth=1.2)
+        below.plot(steps, [100 * (own / other - 1) for own, other in zip(means(rows), means(base))], linewidth=1.2)
+    above.set(ylabel="training loss, nats a character", ylim=(1.2, 2.6))
+    below.set(xlabel=f"step (means of {SMOOTH})", ylabel=f"against {base_name}, %", ylim=(-4, 4))
+    above.legend(frameon=False)
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
