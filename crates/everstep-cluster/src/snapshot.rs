@@ -37,15 +37,6 @@ enum Values {
     },
 }
 
-fn index(part: Part) -> usize {
-    match part {
-        Part::Param => 0,
-        Part::M => 1,
-        Part::V => 2,
-        Part::Ema => 3,
-    }
-}
-
 impl BlockSource for SnapshotBlock {
     fn block(&self) -> u32 {
         self.block
@@ -53,8 +44,8 @@ impl BlockSource for SnapshotBlock {
 
     fn len(&self, part: Part) -> usize {
         match &self.values {
-            Values::Memory(parts) => parts[index(part)].len(),
-            Values::File { lens, .. } => lens[index(part)],
+            Values::Memory(parts) => parts[part as usize].len(),
+            Values::File { lens, .. } => lens[part as usize],
         }
     }
 
@@ -63,13 +54,13 @@ impl BlockSource for SnapshotBlock {
         match &self.values {
             Values::Memory(parts) => {
                 let range = values.start * element..values.end * element;
-                bytes.extend_from_slice(&parts[index(part)].as_bytes()[range]);
+                bytes.extend_from_slice(&parts[part as usize].as_bytes()[range]);
                 Ok(())
             }
             Values::File { file, offsets, .. } => {
                 let old_len = bytes.len();
                 bytes.resize(old_len + values.len() * element, 0);
-                let at = offsets[index(part)] + VALUE_BYTES * values.start as u64;
+                let at = offsets[part as usize] + VALUE_BYTES * values.start as u64;
                 file.read_exact_at(&mut bytes[old_len..], at)
             }
         }
@@ -77,7 +68,7 @@ impl BlockSource for SnapshotBlock {
 
     fn memory(&self, part: Part) -> Option<&[u8]> {
         match &self.values {
-            Values::Memory(parts) => Some(parts[index(part)].as_bytes()),
+            Values::Memory(parts) => Some(parts[part as usize].as_bytes()),
             Values::File { .. } => None,
         }
     }

@@ -34,8 +34,8 @@ impl<'a> Blocks<'a> {
         range: &Range<usize>,
         tensor: &Tensor,
     ) -> Result<(), TorchError> {
-        self.each(range, |block, _, piece| {
-            bytes::append_f32(&tensor.narrow_flat(piece), block)
+        self.each(range, tensor, |block, _, piece| {
+            bytes::append_f32(piece, block)
         })
     }
 
@@ -44,41 +44,31 @@ impl<'a> Blocks<'a> {
     /// # Errors
     /// It cannot be read.
     pub(crate) fn add(&mut self, range: &Range<usize>, tensor: &Tensor) -> Result<(), TorchError> {
-        self.each(range, |block, place, piece| {
-            bytes::add_f32(&tensor.narrow_flat(piece), &mut block[place])
+        self.each(range, tensor, |block, place, piece| {
+            bytes::add_f32(piece, &mut block[place])
         })
     }
 
-    /// Each block that has a part of `range`, with where the part is in the block and in the range.
+    /// Each block that has a part of `range`, with where the part is in the block, and that piece of the tensor.
     fn each(
         &mut self,
         range: &Range<usize>,
-        mut call: impl FnMut(&mut Vec<f32>, Range<usize>, Range<usize>) -> Result<(), TorchError>,
+        tensor: &Tensor,
+        mut call: impl FnMut(&mut Vec<f32>, Range<usize>, &Tensor) -> Result<(), TorchError>,
     ) -> Result<(), TorchError> {
+        // Copies what does not lie row by row: once, not for each piece.
+        let flat = tensor.detach().reshape([-1]);
         let mut at = range.start;
         let mut index = self.ends.partition_point(|&end| end <= at);
         while at < range.end {
             let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
             let to = range.end.min(self.ends[index]);
             let place = at - start..to - start;
-            let piece = at - range.start..to - range.start;
-            call(&mut self.values[index], place, piece)?;
+            let piece = flat.narrow(0, (at - range.start) as i64, place.len() as i64);
+            call(&mut self.values[index], place, &piece)?;
             (at, index) = (to, index + 1);
         }
         Ok(())
-    }
-}
-
-trait NarrowFlat {
-    fn narrow_flat(&self, range: Range<usize>) -> Tensor;
-}
-
-impl NarrowFlat for Tensor {
-    /// Some elements in row-major order, without a copy if they lie so.
-    fn narrow_flat(&self, range: Range<usize>) -> Tensor {
-        self.detach()
-            .reshape([-1])
-            .narrow(0, range.start as i64, range.len() as i64)
     }
 }
 

@@ -150,19 +150,22 @@ impl TrainingNumerics {
                 let (mut parameters, mut momentum, mut gradient) = (parameters, momentum, gradient);
                 let mut matrices = Vec::new();
                 for whole in self.layout.segments(block) {
-                    let len = whole.block_range.len();
-                    let own = (
-                        split_off(&mut parameters, len),
-                        split_off(&mut momentum, len),
+                    let own = ..whole.block_range.len();
+                    let parts = (
+                        parameters.split_off_mut(own),
+                        momentum.split_off_mut(own),
+                        gradient.split_off(own),
                     );
-                    let (now, later) = gradient.split_at(len);
-                    gradient = later;
-                    matrices.push((own, now, self.layout.matrix(whole.parameter)));
+                    let (Some(parameters), Some(momentum), Some(gradient)) = parts else {
+                        unreachable!("the matrices of a block are as long as it is");
+                    };
+                    let shape = self.layout.matrix(whole.parameter);
+                    matrices.push((parameters, momentum, gradient, shape));
                 }
                 // Each is computed by one thread, whichever, to the same bits.
                 matrices
                     .into_par_iter()
-                    .for_each(|((parameters, momentum), gradient, shape)| {
+                    .for_each(|(parameters, momentum, gradient, shape)| {
                         muon::muon(parameters, momentum, gradient, shape, &step);
                     });
             }
@@ -304,13 +307,6 @@ impl Numerics for TrainingNumerics {
         };
         Digest([half(), half()])
     }
-}
-
-/// Takes the first `len` elements.
-fn split_off<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
-    let (taken, later) = std::mem::take(rest).split_at_mut(len);
-    *rest = later;
-    taken
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::buffer::{BufferError, FloatBuffer};
 use crate::kernels;
+use crate::moments::{Bfloat16, Moment};
 
 /// Type that workers compute in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,9 +117,7 @@ impl Parameters {
             Memory::Bfloat16(bytes) => Cow::Owned(
                 bytes
                     .chunks_exact(2)
-                    .map(|pair| {
-                        f32::from_bits(u32::from(u16::from_le_bytes([pair[0], pair[1]])) << 16)
-                    })
+                    .map(|pair| Bfloat16::from_le_bytes([pair[0], pair[1]]).load())
                     .collect(),
             ),
         }

@@ -52,18 +52,6 @@ pub fn write_f32(target: &mut Tensor, offset: usize, values: &[f32]) -> Result<(
     Ok(())
 }
 
-/// Copies the elements of `source` from element `offset` on into `bytes`, as elements of the tensor's own type.
-///
-/// # Errors
-/// As [`write_bytes`]; `bytes` is then unchanged.
-pub fn read_bytes(source: &Tensor, offset: usize, bytes: &mut [u8]) -> Result<(), TorchError> {
-    let dtype = plain_dtype(source)?;
-    let len = whole_elements(bytes.len(), dtype)?;
-    check_range(source, offset, len)?;
-    flat_range(source, offset, len)?.f_copy_data_u8(bytes, len)?;
-    Ok(())
-}
-
 /// Copies all elements of `source`, of any shape, device and layout, into `values`, widened to float32.
 ///
 /// # Errors
@@ -163,6 +151,13 @@ fn check_range(tensor: &Tensor, offset: usize, len: usize) -> Result<(), TorchEr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Elements of a tensor, from `offset` on, as they are.
+    fn read_bytes(source: &Tensor, offset: usize, bytes: &mut [u8]) -> Result<(), TorchError> {
+        let len = whole_elements(bytes.len(), plain_dtype(source)?)?;
+        flat_range(source, offset, len)?.f_copy_data_u8(bytes, len)?;
+        Ok(())
+    }
 
     #[test]
     fn float32_goes_in_and_out_by_range() {

@@ -140,7 +140,7 @@ pub(crate) fn check(file: &Path, mut sections: RunFile) -> Result<RunFile, RunFi
     }
 
     check_optimizer(file, optimizer, run.steps)?;
-    if let Err(reason) = groups::check(&optimizer.group, &everstep_model::parameters(&sized)) {
+    if let Err(reason) = groups::check(&optimizer.group, &sized) {
         return wrong("optimizer.group.parameters", reason);
     }
 

@@ -1,5 +1,6 @@
 //! `[[optimizer.group]]`: which parameters a group names.
 
+use everstep_model::ModelConfig;
 use everstep_optim::{GroupConfig, ParameterSpec, Update};
 use glob::Pattern;
 
@@ -16,13 +17,21 @@ pub(crate) fn assign(groups: &[GroupConfig], parameters: &mut [ParameterSpec]) {
             patterns.iter().any(|it| it.matches(&parameter.name))
         };
         let is_moved = !matches!(parameter.update, Update::Balance { .. });
-        let group = (1..).zip(&patterns).find(names).filter(|_| is_moved);
+        let group = (1..=u8::MAX)
+            .zip(&patterns)
+            .find(names)
+            .filter(|_| is_moved);
         parameter.group = group.map_or(0, |(number, _)| number);
     }
 }
 
 /// What is wrong with the patterns of the groups, if anything.
-pub(crate) fn check(groups: &[GroupConfig], parameters: &[ParameterSpec]) -> Result<(), String> {
+pub(crate) fn check(groups: &[GroupConfig], model: &ModelConfig) -> Result<(), String> {
+    if groups.is_empty() {
+        // A large model has tens of thousands of names.
+        return Ok(());
+    }
+    let parameters = everstep_model::parameters(model);
     let patterns = groups.iter().flat_map(|group| &group.parameters);
     for text in patterns {
         let pattern = Pattern::new(text).map_err(|error| {
