@@ -11,7 +11,6 @@ use crate::support::{STEPS, Workbench, everstep, seconds_between};
 #[test]
 fn processes_outlive_their_agent_and_the_next_one_adopts_them() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let topology = bench.cluster(2, 2, 2);
     let running = bench.start("run", Some(&topology));
     let mut steps = running.steps();
@@ -44,8 +43,7 @@ fn processes_outlive_their_agent_and_the_next_one_adopts_them() {
     assert!(lost.clone().count() > 0 && lost.clone().all(|event| event["process"] == "worker-1"));
     assert_eq!(bench.count("run", "process_restarted"), 1);
     assert_eq!(bench.count("run", "rollback"), 0);
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+    bench.demand_undisturbed("run");
 
     // One that comes when all is over says so.
     let late = bench.train("run", Some(&topology)).output().unwrap();
@@ -59,7 +57,6 @@ fn processes_outlive_their_agent_and_the_next_one_adopts_them() {
 #[test]
 fn what_ends_while_no_agent_watches_is_told_and_replaced() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let topology = bench.cluster(2, 2, 2);
     let running = bench.start("run", Some(&topology));
     assert!(running.steps().any(|step| step >= 20));
@@ -81,7 +78,7 @@ fn what_ends_while_no_agent_watches_is_told_and_replaced() {
     assert_eq!(lost[0]["process"], "loader");
     assert_eq!(lost[0]["reason"], "it ended while no agent watched");
     assert_eq!(bench.count("run", "process_restarted"), 1);
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
+    bench.demand_undisturbed_digest("run");
 }
 
 #[test]
@@ -126,7 +123,6 @@ fn an_orphan_that_nobody_adopts_ends() {
 #[test]
 fn a_stopped_worker_is_noticed_ended_and_replaced() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let topology = bench.cluster(2, 2, 2);
     let running = bench.start("run", Some(&topology));
     let mut stopped = Vec::new();
@@ -157,14 +153,12 @@ fn a_stopped_worker_is_noticed_ended_and_replaced() {
             .unwrap();
         assert!(seconds_between(event, lost) < 1.0, "{event} {lost}");
     }
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+    bench.demand_undisturbed("run");
 }
 
 #[test]
 fn a_stop_leaves_nothing_behind_and_the_run_goes_on_another_time() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let topology = bench.cluster(2, 2, 2);
     let running = bench.start("run", Some(&topology));
     assert!(running.steps().any(|step| step >= 60));
@@ -178,13 +172,12 @@ fn a_stop_leaves_nothing_behind_and_the_run_goes_on_another_time() {
     let socket = bench.path().join("run/control/local.sock");
     assert!(!socket.exists());
     bench.train_to_the_end("run", Some(&topology));
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
+    bench.demand_undisturbed_digest("run");
 }
 
 #[test]
 fn a_deadlocked_compute_thread_is_noticed_ended_and_replaced() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     // Its only worker: with another one, the run could end before a second has passed.
     let topology = bench.cluster(1, 2, 2);
     let mut train = bench.train("run", Some(&topology));
@@ -216,8 +209,7 @@ fn a_deadlocked_compute_thread_is_noticed_ended_and_replaced() {
         hung[0]
     );
     assert_eq!(bench.count("run", "process_restarted"), 1);
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+    bench.demand_undisturbed("run");
 
     let drain = |node: &str| {
         let output = everstep()

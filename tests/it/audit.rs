@@ -31,7 +31,6 @@ fn inject(bench: &Workbench, running: &Running, process: &str, fault: &Injection
 #[test]
 fn a_device_that_flips_bits_is_quarantined_and_changes_no_bit() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let running = start(&bench, &["audit.share=1.0", "chaos.allow=true"]);
     let lies = Injection::FlipGradientBits { share: 1.0 };
     let from = inject(&bench, &running, "worker-1", &lies);
@@ -57,14 +56,12 @@ fn a_device_that_flips_bits_is_quarantined_and_changes_no_bit() {
         step >= from.min(first) && step <= first + 1,
         "{step} {first}"
     );
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+    bench.demand_undisturbed("run");
 }
 
 #[test]
 fn audits_of_honest_workers_accuse_nobody() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let running = start(&bench, &["audit.share=0.5"]);
     let mut killed = 0;
     for step in running.steps() {
@@ -77,8 +74,7 @@ fn audits_of_honest_workers_accuse_nobody() {
     assert_eq!(killed, 6, "the run ended before all kills had happened");
     assert_eq!(bench.count("run", "audit_mismatch"), 0);
     assert_eq!(bench.count("run", "worker_quarantined"), 0);
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+    bench.demand_undisturbed("run");
 }
 
 #[test]
@@ -136,7 +132,6 @@ fn audit(bench: &Workbench, arguments: &[&str]) -> std::process::Output {
 #[test]
 fn a_quarantine_outlives_the_whole_cluster_until_it_is_lifted() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let settings = ["audit.share=1.0", "chaos.allow=true"];
     let running = start(&bench, &settings);
     let lies = Injection::FlipGradientBits { share: 1.0 };
@@ -183,6 +178,5 @@ fn a_quarantine_outlives_the_whole_cluster_until_it_is_lifted() {
     start(&bench, &settings).finish(&bench, "run");
     assert!(slots(&bench, "worker-1") > computed, "it is trusted again");
     assert_eq!(bench.count("run", "worker_quarantined"), 1);
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+    bench.demand_undisturbed("run");
 }

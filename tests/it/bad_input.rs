@@ -37,7 +37,7 @@ fn mistakes_in_the_run_file_are_named() {
     refused(
         &bench,
         &["--set", "batch.rows=20"],
-        &["run.toml", "batch.rows", "16"],
+        &["run.toml", "batch.rows", "8"],
     );
     refused(
         &bench,

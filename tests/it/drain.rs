@@ -44,7 +44,6 @@ fn of_kind<'a>(events: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a V
 
 /// Drains a node in the middle of a run, the leader's if none is named; returns the events.
 fn drained(bench: &Workbench, node: Option<&str>) -> Vec<Value> {
-    bench.train_to_the_end("laptop", None);
     let topology = three_nodes(bench);
     let running = bench.start("run", Some(&topology));
     let mut is_asked = false;
@@ -62,8 +61,7 @@ fn drained(bench: &Workbench, node: Option<&str>) -> Vec<Value> {
     }
     running.finish(bench, "run");
     assert!(is_asked);
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+    bench.demand_undisturbed("run");
     bench.lines("run", "events.jsonl")
 }
 
@@ -127,7 +125,6 @@ fn a_drained_leader_hands_over_to_the_standby() {
 #[test]
 fn the_last_node_commits_what_it_holds_before_it_leaves() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let topology = bench.cluster(2, 2, 2);
     let running = bench.start("run", Some(&topology));
     let asked = running.steps().find(|step| *step >= 60).unwrap();
@@ -160,14 +157,12 @@ fn the_last_node_commits_what_it_holds_before_it_leaves() {
     let running = bench.start("run", Some(&topology));
     running.finish(&bench, "run");
     assert_eq!(bench.count("run", "rollback"), 0);
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+    bench.demand_undisturbed("run");
 }
 
 #[test]
 fn a_signal_to_a_run_of_one_process_costs_no_step() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let running = bench.start("run", None);
     let asked = running.steps().find(|step| *step >= 60).unwrap();
     running.signal_agent(Signal::SIGINT);
@@ -183,6 +178,5 @@ fn a_signal_to_a_run_of_one_process_costs_no_step() {
         bench.logs("run")
     );
     bench.start("run", None).finish(&bench, "run");
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
+    bench.demand_undisturbed("run");
 }

@@ -26,11 +26,6 @@ fn demand_new_incarnations(bench: &Workbench) {
     }
 }
 
-fn demand_same_result(bench: &Workbench) {
-    assert_eq!(bench.digest("run", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("run"), bench.numbers("laptop"));
-}
-
 fn of_kind(bench: &Workbench, kind: &str) -> Vec<serde_json::Value> {
     let mut events = bench.lines("run", "events.jsonl");
     events.retain(|event| event["kind"] == kind);
@@ -40,7 +35,6 @@ fn of_kind(bench: &Workbench, kind: &str) -> Vec<serde_json::Value> {
 #[test]
 fn damaged_ledgers_are_set_aside_and_their_processes_join_as_new_ones() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let topology = bench.cluster(2, 2, 2);
     let running = bench.start("run", Some(&topology));
     assert!(running.steps().any(|step| step >= 60), "ended early");
@@ -69,7 +63,7 @@ fn damaged_ledgers_are_set_aside_and_their_processes_join_as_new_ones() {
     damaged.sort();
     assert_eq!(damaged, ["coordinator", "shard-0", "shard-1", "worker-0"]);
     demand_new_incarnations(&bench);
-    demand_same_result(&bench);
+    bench.demand_undisturbed("run");
 }
 
 /// From now on the process cannot make any file longer than this; what it writes beyond is torn, and it gets SIGXFSZ.
@@ -88,7 +82,6 @@ fn limit_files(running: &Running, process: &str, bytes: u64) {
 #[test]
 fn a_process_that_cannot_write_ends_and_comes_back() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let topology = bench.cluster(2, 2, 2);
     let running = bench.start("run", Some(&topology));
     let mut steps = running.steps();
@@ -127,7 +120,7 @@ fn a_process_that_cannot_write_ends_and_comes_back() {
     }
     assert_eq!(bench.count("run", "process_restarted"), 2);
     demand_new_incarnations(&bench);
-    demand_same_result(&bench);
+    bench.demand_undisturbed("run");
 }
 
 /// A file of a mount that only the run's processes see.
@@ -140,7 +133,6 @@ fn inside(running: &Running, path: PathBuf) -> PathBuf {
 #[test]
 fn a_full_disk_is_named_and_waited_for() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let topology = bench.cluster(2, 2, 2);
     let ledger = bench.path().join("run/ledger");
     fs::create_dir_all(&ledger).unwrap();
@@ -181,5 +173,5 @@ fn a_full_disk_is_named_and_waited_for() {
     drop(steps);
     running.finish(&bench, "run");
     demand_new_incarnations(&bench);
-    demand_same_result(&bench);
+    bench.demand_undisturbed("run");
 }

@@ -8,7 +8,6 @@ use crate::support::{STEPS, Workbench, everstep};
 #[test]
 fn a_power_loss_changes_no_bit() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let topology = bench.cluster(2, 2, 2);
     for (round, die_at) in [70, 120].into_iter().enumerate() {
         let running = bench.start("lost", Some(&topology));
@@ -25,8 +24,7 @@ fn a_power_loss_changes_no_bit() {
         bench.count("lost", "rollback") > 0,
         "nothing was lost: the test did not test"
     );
-    assert_eq!(bench.digest("lost", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("lost"), bench.numbers("laptop"));
+    bench.demand_undisturbed("lost");
 }
 
 /// The checkpoints of a run, as another run directory of the same run finds them.
@@ -41,7 +39,6 @@ fn with_checkpoints_of(bench: &Workbench, run_dir: &str, other: &str) {
 #[test]
 fn what_many_shards_and_workers_saved_others_resume() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let saved = bench.cluster(4, 3, 2);
     let mut train = bench.train("saved", Some(&saved));
     let output = train.args(["--set", "run.stop_at=75"]).output().unwrap();
@@ -52,15 +49,13 @@ fn what_many_shards_and_workers_saved_others_resume() {
         with_checkpoints_of(&bench, "saved", &run_dir);
         let topology = bench.cluster(workers, shards, replication);
         bench.train_to_the_end(&run_dir, Some(&topology));
-        assert_eq!(bench.digest(&run_dir, None), bench.digest("laptop", None));
-        assert_eq!(bench.numbers(&run_dir), bench.numbers("laptop"));
+        bench.demand_undisturbed(&run_dir);
     }
 }
 
 #[test]
 fn a_node_restores_what_it_kept_and_asks_the_store_for_the_rest() {
     let bench = Workbench::new();
-    bench.train_to_the_end("laptop", None);
     let topology = bench.cluster(1, 2, 1);
     let train = || {
         let mut train = bench.train("kept", Some(&topology));
@@ -91,8 +86,7 @@ fn a_node_restores_what_it_kept_and_asks_the_store_for_the_rest() {
     assert_eq!(sum("local_blocks", "shard-0"), sum("blocks", "shard-0"));
     assert!(sum("blocks", "shard-1") > 0, "{restored:?}");
     assert_eq!(sum("local_blocks", "shard-1"), 0);
-    assert_eq!(bench.digest("kept", None), bench.digest("laptop", None));
-    assert_eq!(bench.numbers("kept"), bench.numbers("laptop"));
+    bench.demand_undisturbed("kept");
 }
 
 #[test]

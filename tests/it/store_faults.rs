@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use everstep_chaos::proxy::http::{HttpFault, HttpProxy, HttpRule};
 
 use crate::s3::servers::{Moto, S3rver, environment};
-use crate::support::Workbench;
+use crate::support::{Workbench, undisturbed};
 
 /// Long enough for an outage that is noticed.
 const STEPS: &str = "run.steps=600";
@@ -39,10 +39,6 @@ fn fails_in_every_way(
     election: &str,
 ) {
     let bench = Workbench::new();
-    let mut laptop = bench.train("disk", None);
-    let undisturbed = laptop.args(["--set", STEPS]).output().unwrap();
-    assert!(undisturbed.status.success(), "{undisturbed:?}");
-
     let proxy = HttpProxy::start(([127, 0, 0, 1], server).into(), 11).unwrap();
     let topology = bench.cluster(2, 2, 2);
     let mut train = bench.train("run", Some(&topology));
@@ -117,6 +113,7 @@ fn fails_in_every_way(
         .envs(environment(server));
     let digest = digest.output().unwrap();
     let found: serde_json::Value = serde_json::from_slice(&digest.stdout).unwrap();
-    assert_eq!(found, bench.digest("disk", None));
-    assert_eq!(bench.numbers("run"), bench.numbers("disk"));
+    let undisturbed = undisturbed(&[STEPS]);
+    assert_eq!(found, undisturbed.digest);
+    assert_eq!(bench.numbers("run"), undisturbed.numbers);
 }

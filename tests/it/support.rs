@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -57,28 +56,20 @@ pub(crate) fn seconds_between(first: &Value, second: &Value) -> f64 {
 pub(crate) const STEPS: u64 = 200;
 
 impl Workbench {
-    /// A small but real run: byte-level text, two layers, eight slots, an optimizer step every few milliseconds.
-    pub(crate) fn new() -> Self {
-        Self::with_model(
-            r#"
+    /// A small Llama, for [`Self::with_model`].
+    pub(crate) const LLAMA: &str = r#"
 architecture = "llama"
 layers = 2
 heads = 4
 kv_heads = 2
 width = 32
 context = 32
-"#,
-            "",
-        )
-    }
+"#;
 
-    /// The same with latent attention, experts whose biases move, a module that predicts further tokens, Muon, moments in bfloat16 and a
-    /// mean of the weights.
-    pub(crate) fn of_experts() -> Self {
-        Self::with_model(
-            r#"
+    /// Latent attention, experts whose biases move, and a module that predicts further tokens.
+    pub(crate) const DEEPSEEK_V3: &str = r#"
 architecture = "deepseek_v3"
-layers = 2
+layers = 1
 heads = 4
 width = 32
 context = 32
@@ -96,13 +87,22 @@ groups = 4
 groups_per_token = 2
 balance_rate = 0.01
 [model.mtp]
-[optimizer.muon]
-"#,
-            "moments = \"bfloat16\"\nema_decay = 0.9",
-        )
+"#;
+
+    /// A small but real run: byte-level text, two layers, eight slots, an optimizer step every few milliseconds.
+    pub(crate) fn new() -> Self {
+        Self::with_model(Self::LLAMA, 1, "")
     }
 
-    fn with_model(model: &str, optimizer: &str) -> Self {
+    /// The same with experts, Muon, moments in bfloat16, a mean of the weights, and gradients accumulated over micro-batches.
+    pub(crate) fn of_experts() -> Self {
+        let model = Self::DEEPSEEK_V3.to_owned() + "[optimizer.muon]";
+        Self::with_model(&model, 2, "moments = \"bfloat16\"\nema_decay = 0.9")
+    }
+
+    /// The same with another model, which may end with tables of other sections, and with so many micro-batches in a slot.
+    pub(crate) fn with_model(model: &str, micro_batches: u32, optimizer: &str) -> Self {
+        let rows = 8 * micro_batches;
         let folder = tempfile::tempdir().unwrap();
         let text: String = (0..4000)
             .map(|line| format!("line {line}: {} steps are not lost\n", line * line % 977))
@@ -124,8 +124,8 @@ kind = "byte"
 {model}
 [batch]
 slots = 8
-rows = 16
-micro_batches = 2
+rows = {rows}
+micro_batches = {micro_batches}
 
 [optimizer]
 lr = 3e-3
@@ -352,12 +352,12 @@ replication = {replication}
 
     /// Demands the weights of the undisturbed run.
     pub(crate) fn demand_undisturbed_digest(&self, run_dir: &str) {
-        assert_eq!(self.digest(run_dir, None), undisturbed().digest);
+        assert_eq!(self.digest(run_dir, None), undisturbed(&[]).digest);
     }
 
     /// Demands that these are all numbers of the undisturbed run.
     pub(crate) fn demand_undisturbed_numbers(&self, numbers: &[(u64, String, String)]) {
-        assert_eq!(numbers, undisturbed().numbers);
+        assert_eq!(numbers, undisturbed(&[]).numbers);
     }
 
     /// All logs of a run, for the message of a failing test.
@@ -383,22 +383,44 @@ fn logs_in(run_dir: &Path) -> String {
 }
 
 /// What the standard run gives when nothing disturbs it.
+#[derive(Clone, serde::Deserialize, serde::Serialize)]
 pub(crate) struct Undisturbed {
-    digest: Value,
-    numbers: Vec<(u64, String, String)>,
+    pub(crate) digest: Value,
+    pub(crate) numbers: Vec<(u64, String, String)>,
 }
 
-/// Trained once, for all tests that ask.
-pub(crate) fn undisturbed() -> &'static Undisturbed {
-    static UNDISTURBED: OnceLock<Undisturbed> = OnceLock::new();
-    UNDISTURBED.get_or_init(|| {
-        let bench = Workbench::new();
-        bench.train_to_the_end("laptop", None);
-        Undisturbed {
-            digest: bench.digest("laptop", None),
-            numbers: bench.numbers("laptop"),
-        }
-    })
+/// Trained in one process by the first test that asks, for the tests of all processes that the harness starts: kept as a file whose name
+/// changes with the program, with libtorch and with the run.
+pub(crate) fn undisturbed(settings: &[&str]) -> Undisturbed {
+    let bench = Workbench::new();
+    let mut key = blake3::Hasher::new();
+    let libtorch = "../../third_party/libtorch/lib/libtorch_cpu.so";
+    for program in [env!("CARGO_BIN_EXE_everstep"), libtorch] {
+        let file = fs::metadata(program).unwrap();
+        key.update(format!("{program} {} {:?}", file.len(), file.modified().unwrap()).as_bytes());
+    }
+    key.update(&fs::read(bench.run_file()).unwrap());
+    key.update(settings.join(" ").as_bytes());
+    let name = format!("undisturbed-{}", &key.finalize().to_hex()[..16]);
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let lock = fs::File::create(kept.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    if let Ok(text) = fs::read(&kept) {
+        return serde_json::from_slice(&text).unwrap();
+    }
+    let mut train = bench.train("laptop", None);
+    for setting in settings {
+        train.args(["--set", setting]);
+    }
+    bench.demand_success("laptop", &train.stdin(Stdio::null()).output().unwrap());
+    let undisturbed = Undisturbed {
+        digest: bench.digest("laptop", None),
+        numbers: bench.numbers("laptop"),
+    };
+    let written = kept.with_extension("new");
+    fs::write(&written, serde_json::to_vec(&undisturbed).unwrap()).unwrap();
+    fs::rename(written, kept).unwrap();
+    undisturbed
 }
 
 /// How long a test waits for something that must happen.

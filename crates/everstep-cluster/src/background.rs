@@ -6,8 +6,8 @@ use std::io;
 use rustix::process::setpriority_process;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// Against a thread that trains, one of these gets a tenth of a core: nothing waits for it, and it must get done.
-const NICE: i32 = 10;
+/// Against a thread that trains, one of these gets a seventieth of a core: nothing waits for it, and in the end it must get done.
+const NICE: i32 = 19;
 /// Hashing is what keeps a thread busy.
 const THREADS: usize = 2;
 /// Threads that wait for the disk.

@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_quarantine_is_of_a_place() {
-        let topology = Topology::laptop();
+        let topology = Topology::laptop(1);
         let process = &topology.processes[0];
         assert!(counts(&topology, &quarantine(&process.name, &process.node)));
         assert!(!counts(&topology, &quarantine(&process.name, "elsewhere")));

@@ -25,6 +25,7 @@ use crate::topology::{ActorRole, Topology, TopologyError};
 use initial::InitialWeights;
 
 mod initial;
+mod placement;
 mod prepare;
 
 pub use prepare::RunRequest;
@@ -54,9 +55,6 @@ pub enum RunError {
     #[error("{0}")]
     User(String),
 }
-
-/// Most intra-op threads for which gradients have the bits of one thread.
-const THREADS_OF_EQUAL_BITS: usize = 2;
 
 /// Periods of the cluster's protocol.
 #[derive(Clone, Copy, Debug)]
@@ -447,11 +445,10 @@ impl RunContext {
     /// Intra-op threads of one worker. Gradients had the same bits with 1 and with 2 threads in every shape tried, but not with more,
     /// so a machine with more cores does not get more by itself.
     pub(crate) fn threads(&self) -> usize {
-        self.config.compute.threads.unwrap_or_else(|| {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            let workers = self.topology.count(ActorRole::Worker) as usize;
-            (cores / workers).clamp(1, THREADS_OF_EQUAL_BITS)
-        })
+        self.config
+            .compute
+            .threads
+            .unwrap_or_else(|| placement::threads(self.topology.count(ActorRole::Worker) as usize))
     }
 
     /// The gradient of a slot, by block.
@@ -481,8 +478,8 @@ impl RunContext {
     /// What a strict run must find again.
     fn environment(platform: &Platform, threads: Option<usize>) -> BTreeMap<String, String> {
         let threads = match threads {
-            Some(threads) if threads > THREADS_OF_EQUAL_BITS => threads.to_string(),
-            _ => format!("1 to {THREADS_OF_EQUAL_BITS}"),
+            Some(threads) if threads > placement::THREADS_OF_EQUAL_BITS => threads.to_string(),
+            _ => format!("1 to {}", placement::THREADS_OF_EQUAL_BITS),
         };
         BTreeMap::from([
             ("threads".to_owned(), threads),

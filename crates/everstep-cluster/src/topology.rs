@@ -232,13 +232,16 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// The default: everything in one process.
-    pub fn laptop() -> Self {
-        Self::parse(
+    /// The default: everything in one process, with so many workers; at least one.
+    pub fn laptop(num_workers: usize) -> Self {
+        let mut topology = Self::parse(
             include_str!("../../../topology/laptop.toml"),
             Path::new("topology/laptop.toml"),
         )
-        .expect("the built-in topology is valid")
+        .expect("the built-in topology is valid");
+        let more = std::iter::repeat_n(ActorRole::Worker, num_workers.saturating_sub(1));
+        topology.processes[0].roles.extend(more);
+        topology
     }
 
     /// Reads and checks a topology file.

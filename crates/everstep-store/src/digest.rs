@@ -132,6 +132,7 @@ pub(crate) fn extend_le(bytes: &mut Vec<u8>, values: &[f32]) {
 }
 
 /// Reads little-endian bytes; a rest of fewer than four bytes is ignored.
+#[cfg(test)]
 pub(crate) fn from_le(bytes: &[u8]) -> Vec<f32> {
     bytemuck::pod_collect_to_vec(&bytes[..bytes.len() / 4 * 4])
 }

@@ -5,12 +5,12 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::mpsc;
 
-use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use object_store::GetOptions;
 use object_store::path::Path;
 
 use crate::block::BlockState;
-use crate::digest::{from_le, optimizer_digest, param_digest};
+use crate::digest::{optimizer_digest, param_digest};
 use crate::error::{Damage, DamageReason, StoreError, io};
 use crate::local;
 use crate::manifest::{
@@ -21,6 +21,9 @@ use crate::sealed::Unreadable;
 
 /// Bytes asked for at once while loading.
 const BATCH_BYTES: u64 = 8 << 20;
+
+/// Bytes between two blocks that are read in vain rather than asked around.
+const GAP_BYTES_MAX: u64 = 64 << 10;
 
 /// Batches on their way or being verified; bounds what is held beside the result.
 const BATCHES_IN_FLIGHT_MAX: usize = 4;
@@ -173,6 +176,7 @@ impl RunStore {
             let wanted = object.blocks.iter();
             let wanted = wanted.filter(|entry| wanted_blocks.contains(&entry.block));
             let mut wanted: Vec<BlockEntry> = wanted.cloned().collect();
+            wanted.sort_by_key(|entry| entry.offset);
             if let Some(near) = self.near.clone() {
                 let key = object.key.clone();
                 let found = load_file(move || near.open(&key), &mut wanted).await;
@@ -217,19 +221,13 @@ impl RunStore {
         object: &CheckpointObject,
         entries: &[BlockEntry],
     ) -> Result<Vec<BlockState>, StoreError> {
-        let path = Path::from(object.key.as_str());
-        let bytes = self
-            .bulk()
-            .get_ranges(&path, &ranges(entries))
-            .await
-            .map_err(io("read", &object.key))?;
+        let states = self.read_batch(object, entries).await;
+        let states = states.map_err(io("read", &object.key))?;
         let entries = entries.to_vec();
         // Beside the batches that are still on their way.
         let verified = tokio::task::spawn_blocking(move || {
-            let blocks = entries.iter().zip(&bytes);
-            blocks
-                .map(|(entry, bytes)| verify(entry, decode(entry, bytes)))
-                .collect()
+            let blocks = entries.iter().zip(states);
+            blocks.map(|(entry, state)| verify(entry, state)).collect()
         });
         let verified: Result<_, DamageReason> = verified.await.expect("hashing does not panic");
         verified.map_err(|reason| {
@@ -241,6 +239,32 @@ impl RunStore {
             }
             .into()
         })
+    }
+
+    /// Bytes go from the socket straight to where they stay.
+    async fn read_batch(
+        &self,
+        object: &CheckpointObject,
+        entries: &[BlockEntry],
+    ) -> object_store::Result<Vec<BlockState>> {
+        let mut states: Vec<BlockState> = entries.iter().map(empty).collect();
+        let Some(range) = range(entries) else {
+            return Ok(states);
+        };
+        let mut at = range.start;
+        let options = GetOptions {
+            range: Some(range.into()),
+            ..GetOptions::default()
+        };
+        let path = Path::from(object.key.as_str());
+        let mut chunks = self.bulk().get_opts(&path, options).await?.into_stream();
+        while let Some(chunk) = chunks.try_next().await? {
+            for (entry, state) in entries.iter().zip(&mut states) {
+                fill(state, entry, at, &chunk);
+            }
+            at += chunk.len() as u64;
+        }
+        Ok(states)
     }
 
     /// The newest committed checkpoint whose objects all exist and verify, and what is damaged in newer ones.
@@ -296,11 +320,11 @@ impl RunStore {
     }
 }
 
-fn ranges(entries: &[BlockEntry]) -> Vec<Range<u64>> {
-    entries
-        .iter()
-        .map(|entry| entry.offset..entry.end().unwrap_or(entry.offset))
-        .collect()
+/// What has all bytes of these entries, ascending by offset; `None` if there are none.
+fn range(entries: &[BlockEntry]) -> Option<Range<u64>> {
+    let start = entries.first()?.offset;
+    let end = entries.iter().filter_map(BlockEntry::end).max()?;
+    (start < end).then_some(start..end)
 }
 
 /// The blocks of a file of this machine that are what their digests say; they are taken from `wanted`.
@@ -347,17 +371,18 @@ fn by_block(states: Vec<BlockState>) -> BTreeMap<u32, BlockState> {
         .collect()
 }
 
-/// Splits entries so that one request asks for a bounded number of bytes (or for one block).
+/// Splits entries, ascending by offset, so that one request asks for a bounded number of bytes (or for one block), few of them in vain.
 fn batches(entries: &[BlockEntry]) -> Vec<&[BlockEntry]> {
     let mut batches = Vec::new();
-    let (mut start, mut bytes) = (0, 0u64);
-    for (at, entry) in entries.iter().enumerate() {
-        let len = entry.end().unwrap_or(entry.offset) - entry.offset;
-        if at > start && bytes + len > BATCH_BYTES {
+    let mut start = 0;
+    for at in 1..entries.len() {
+        let end = |entry: &BlockEntry| entry.end().unwrap_or(entry.offset);
+        let bytes = end(&entries[at]).saturating_sub(entries[start].offset);
+        let gap = entries[at].offset.saturating_sub(end(&entries[at - 1]));
+        if bytes > BATCH_BYTES || gap > GAP_BYTES_MAX {
             batches.push(&entries[start..at]);
-            (start, bytes) = (at, 0);
+            start = at;
         }
-        bytes += len;
     }
     if start < entries.len() {
         batches.push(&entries[start..]);
@@ -365,15 +390,9 @@ fn batches(entries: &[BlockEntry]) -> Vec<&[BlockEntry]> {
     batches
 }
 
-/// Missing bytes give shorter vectors, which the digests then refuse.
-fn decode(entry: &BlockEntry, bytes: &Bytes) -> BlockState {
-    let mut start = 0;
-    let [param, m, v, ema] = entry.lens().map(|len| {
-        let end = (start + 4 * len as usize).min(bytes.len());
-        let part = from_le(&bytes[start..end]);
-        start = end;
-        part
-    });
+/// The block before its bytes have come. What does not come stays zero, which the digests then refuse.
+fn empty(entry: &BlockEntry) -> BlockState {
+    let [param, m, v, ema] = entry.lens().map(|len| vec![0.0; len as usize]);
     BlockState {
         block: entry.block,
         param,
@@ -381,6 +400,22 @@ fn decode(entry: &BlockEntry, bytes: &Bytes) -> BlockState {
         v,
         ema,
         extra: entry.extra.clone(),
+    }
+}
+
+/// Takes what belongs to the block of `bytes`, which stand in the object from `at` on.
+fn fill(state: &mut BlockState, entry: &BlockEntry, at: u64, bytes: &[u8]) {
+    let mut start = entry.offset;
+    for part in [&mut state.param, &mut state.m, &mut state.v, &mut state.ema] {
+        let part: &mut [u8] = bytemuck::cast_slice_mut(part);
+        let end = start + part.len() as u64;
+        let from = at.max(start);
+        let to = (at + bytes.len() as u64).min(end);
+        if from < to {
+            part[(from - start) as usize..(to - start) as usize]
+                .copy_from_slice(&bytes[(from - at) as usize..(to - at) as usize]);
+        }
+        start = end;
     }
 }
 

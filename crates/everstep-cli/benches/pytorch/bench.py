@@ -2,10 +2,11 @@
 
     cargo build --release
     pip install torch==2.11.0
-    python3 crates/everstep-cli/benches/pytorch/bench.py target/release/everstep tinyshakespeare.txt [--shape larger] [--dtype bfloat16] [--compile]
+    python3 crates/everstep-cli/benches/pytorch/bench.py target/release/everstep tinyshakespeare.txt [--shape larger] [--dtype bfloat16] [--compile] [--processes 2]
 
 Prints the tokens per second of each pair, and the median of their ratios. A step is a whole one on both sides: batch, forward, backward,
-clipping, AdamW; on ours also leases, sums and the commit.
+clipping, AdamW; on ours also leases, sums and the commit. With two processes, of one thread each, theirs is `DistributedDataParallel` over
+gloo, and ours has a second replica of all parameters and moments.
 """
 
 import argparse
@@ -38,7 +39,6 @@ def ours(args, steps):
         "batch.rows": rows,
         "batch.slots": args.slots,
         "compute.dtype": args.dtype,
-        "compute.threads": args.threads,
         "evaluation.every": 0,
         "checkpoint.every": 0,
         "optimizer.warmup_steps": 5,
@@ -46,6 +46,7 @@ def ours(args, steps):
     with tempfile.TemporaryDirectory() as folder:
         command = [args.everstep.resolve(), "train", EXAMPLE.resolve(), "--run-dir", folder]
         command += [word for field, value in settings.items() for word in ("--set", f"{field}={json.dumps(value)}")]
+        command += ["--topology", HERE / "two-processes.toml"] if args.processes == 2 else []
         subprocess.run(command, check=True, capture_output=True)
         lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
     took = [json.loads(line)["step_seconds"] for line in lines]
@@ -54,7 +55,7 @@ def ours(args, steps):
 
 def theirs(args, steps):
     shape = zip(("layers", "heads", "width", "context", "rows"), SHAPES[args.shape])
-    command = [sys.executable, HERE / "gpt.py", args.text, "--steps", str(steps), "--dtype", args.dtype, "--threads", str(args.threads)]
+    command = [sys.executable, HERE / "gpt.py", args.text, "--steps", str(steps), "--dtype", args.dtype, "--threads", str(2 // args.processes), "--processes", str(args.processes)]
     command += [word for name, value in shape for word in (f"--{name}", str(value))]
     command += ["--compile"] if args.compile else []
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["tokens_per_second"]
@@ -67,8 +68,8 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--processes", type=int, choices=[1, 2], default=1)
+    parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, help="220 of the small shape, 40 of the larger one if left out")
     args = parser.parse_args()

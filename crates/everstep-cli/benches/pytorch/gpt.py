@@ -1,15 +1,20 @@
 """The GPT of `examples/shakespeare-char.toml` as a user of PyTorch would write it, trained eagerly (or compiled); prints one JSON object.
 
-    python3 gpt.py tinyshakespeare.txt [--layers 6 --width 384 ...] [--dtype bfloat16] [--compile]
+    python3 gpt.py tinyshakespeare.txt [--layers 6 --width 384 ...] [--dtype bfloat16] [--compile] [--processes 2 --threads 1]
+
+Several processes share the rows of a step, with `DistributedDataParallel` over gloo.
 """
 
 import argparse
 import json
 import pathlib
 import statistics
+import tempfile
 import time
 
 import torch
+import torch.distributed
+import torch.multiprocessing
 from torch import nn
 from torch.nn import functional
 
@@ -51,16 +56,20 @@ class GPT(nn.Module):
         return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("text", type=pathlib.Path)
     for name, default in [("layers", 4), ("heads", 4), ("width", 128), ("context", 64), ("rows", 12), ("threads", 2), ("steps", 220)]:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument("--processes", type=int, default=1)
+    return parser.parse_args()
+
+
+def train(rank, args, meeting):
     torch.set_num_threads(args.threads)
-    torch.manual_seed(1337)
+    torch.manual_seed(1337 + rank)
 
     text = args.text.read_text()
     ids = {char: index for index, char in enumerate(sorted(set(text)))}
@@ -71,12 +80,16 @@ def main():
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
     step_loss = torch.compile(model) if args.compile else model
+    if args.processes > 1:
+        torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=args.processes)
+        step_loss = nn.parallel.DistributedDataParallel(step_loss)
+    rows = args.rows // args.processes
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bfloat16")
 
     took = []
     for _ in range(args.steps):
         start = time.perf_counter()
-        begins = torch.randint(len(data) - args.context, (args.rows,))
+        begins = torch.randint(len(data) - args.context, (rows,))
         tokens = torch.stack([data[begin : begin + args.context] for begin in begins])
         targets = torch.stack([data[begin + 1 : begin + 1 + args.context] for begin in begins])
         with autocast:
@@ -86,8 +99,21 @@ def main():
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         took.append(time.perf_counter() - start)
-    seconds = statistics.median(took[WARMUP_STEPS:])
-    print(json.dumps({"seconds": seconds, "tokens_per_second": args.rows * args.context / seconds, "loss": loss.item()}))
+    if rank == 0:
+        seconds = statistics.median(took[WARMUP_STEPS:])
+        print(json.dumps({"seconds": seconds, "tokens_per_second": args.rows * args.context / seconds, "loss": loss.item()}))
+    if args.processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def main():
+    args = arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"{folder}/meeting"
+        if args.processes == 1:
+            train(0, args, meeting)
+        else:
+            torch.multiprocessing.spawn(train, (args, meeting), nprocs=args.processes)
 
 
 if __name__ == "__main__":

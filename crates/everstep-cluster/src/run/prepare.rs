@@ -12,7 +12,7 @@ use everstep_train::{Election, NumericDifference, Pretraining, PretrainingData, 
 use everstep_transport::ClusterCa;
 
 use super::initial::{self, InitialWeights};
-use super::{RunContext, RunError, Timing, absolute, short};
+use super::{RunContext, RunError, Timing, absolute, placement, short};
 use crate::agent::lock::AgentLock;
 use crate::life;
 use crate::rundir::RunDir;
@@ -45,7 +45,7 @@ impl RunContext {
         let mut config = RunConfig::read(&request.run_file, &request.set)?;
         let mut topology = match &request.topology {
             Some(path) => Topology::read(path)?,
-            None => Topology::laptop(),
+            None => Topology::laptop(1),
         };
         if topology.cluster.replication.is_none() {
             topology.check_replication(
@@ -107,6 +107,9 @@ impl RunContext {
             .map_err(|error| RunError::User(format!("{}: {error}", request.run_file.display())))?
         };
         config.resolve_vocab(dataset.vocab_size(), &request.run_file)?;
+        if request.topology.is_none() {
+            topology = Topology::laptop(placement::num_workers(&config)?);
+        }
         if resuming {
             same_run(&run_dir, &config, &request.run_file)?;
         }

@@ -10,7 +10,7 @@ fn error(text: &str) -> String {
 
 #[test]
 fn shipped_topologies_are_valid() {
-    let laptop = Topology::laptop();
+    let laptop = Topology::laptop(1);
     assert!(laptop.is_single_process());
     let cluster = Topology::read(Path::new("../../topology/local-cluster.toml")).unwrap();
     assert_eq!(cluster.processes.len(), 7);
@@ -139,7 +139,7 @@ fn agents_are_told_what_to_look_for() {
 #[test]
 fn a_port_in_use_is_named() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let mut laptop = Topology::laptop();
+    let mut laptop = Topology::laptop(1);
     laptop.processes[0].port = socket.local_addr().unwrap().port();
     let message = laptop.resolve_ports(|_| true).unwrap_err().to_string();
     assert!(
