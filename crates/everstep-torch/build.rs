@@ -20,6 +20,6 @@ fn main() {
         .warnings(false)
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .includes([include.join("torch/csrc/api/include"), include])
-        .files(["shim/fp8.cpp", "shim/recompute.cpp"])
+        .files(["shim/fp8.cpp", "shim/head.cpp", "shim/recompute.cpp"])
         .compile("everstep_shim");
 }

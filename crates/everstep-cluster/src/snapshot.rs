@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use everstep_optim::{BlockState, FloatBuffer};
 use everstep_protocol::BlockId;
-use everstep_store::{BlockSource, Part};
+use everstep_store::{BlockSource, Digest, Part, optimizer_digest, param_digest};
 
 use crate::history;
 
@@ -34,6 +34,8 @@ enum Values {
         /// Where each part begins, in bytes.
         offsets: [u64; 4],
         lens: [usize; 4],
+        /// Taken of the memory that was written, so that a file that a disk spoils is not taken for the truth.
+        digests: [Digest; 2],
     },
 }
 
@@ -73,6 +75,13 @@ impl BlockSource for SnapshotBlock {
         }
     }
 
+    fn digests(&self) -> Option<[Digest; 2]> {
+        match &self.values {
+            Values::Memory(_) => None,
+            Values::File { digests, .. } => Some(*digests),
+        }
+    }
+
     fn extra(&self) -> &str {
         &self.extra
     }
@@ -98,10 +107,12 @@ impl SnapshotBlock {
             (&**file).write_all(part.as_bytes())?;
             *end += part.as_bytes().len() as u64;
         }
+        let [param, m, v, ema] = parts.each_ref().map(FloatBuffer::as_slice);
         self.values = Values::File {
             file: file.clone(),
             offsets,
             lens: parts.each_ref().map(FloatBuffer::len),
+            digests: [param_digest(param), optimizer_digest(m, v, ema)],
         };
         Ok(())
     }
@@ -194,6 +205,12 @@ mod tests {
             assert!(matches!(disk.values, Values::File { .. }));
             assert_eq!((disk.block, disk.extra()), (memory.block, memory.extra()));
             assert_eq!(read(disk), read(memory));
+            let Values::Memory(parts) = &memory.values else {
+                unreachable!("nothing of it is on disk")
+            };
+            let [param, m, v, ema] = parts.each_ref().map(FloatBuffer::as_slice);
+            let expected = [param_digest(param), optimizer_digest(m, v, ema)];
+            assert_eq!(disk.digests(), Some(expected));
         }
         assert_eq!(shared.into_vec().len(), 100);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "no file has a name");

@@ -1,12 +1,14 @@
 //! The whole forward pass: tokens to logits.
 
+use everstep_torch::CrossEntropies;
 use tch::{Device, Kind, Tensor};
 
+use crate::batch::IGNORED_TARGET;
 use crate::cache::Cache;
 use crate::config::{ModelConfig, Positions};
 use crate::deepseek_v3::{Prediction, Routing};
 use crate::layer::{Pass, SharedLayer};
-use crate::layers::{Normalize, dropout, in_one_order, is_even};
+use crate::layers::{Normalize, dropout, in_one_order, is_even, is_in_one_order};
 use crate::rotary::Rotary;
 use crate::spec::{Names, prediction_layers};
 use crate::weights::Weights;
@@ -118,6 +120,24 @@ impl Decoder {
             x.linear(output, None::<&Tensor>)
         })
         .to_kind(Kind::Float)
+    }
+
+    /// Cross-entropies of the logits of `[tokens, width]` with `targets` `[tokens]`, the z-loss in their objective.
+    pub(crate) fn cross_entropies(
+        &self,
+        hidden: &Tensor,
+        targets: &Tensor,
+        z_loss: f64,
+    ) -> CrossEntropies {
+        let (hidden, output) = if is_in_one_order(is_even(hidden.size()[0]), hidden) {
+            (hidden.shallow_clone(), self.output.shallow_clone())
+        } else {
+            (
+                hidden.to_kind(Kind::Float),
+                self.output.to_kind(Kind::Float),
+            )
+        };
+        everstep_torch::cross_entropies(&hidden, &output, targets, IGNORED_TARGET, z_loss)
     }
 
     fn embed(&self, tokens: &Tensor, start: i64, columns: i64) -> Tensor {

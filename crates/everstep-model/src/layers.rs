@@ -84,10 +84,15 @@ pub(crate) fn in_one_order(
     weight: &Tensor,
     multiply: impl Fn(&Tensor, &Tensor) -> Tensor,
 ) -> Tensor {
-    if is_even || x.kind() != Kind::BFloat16 || x.device() != Device::Cpu {
+    if is_in_one_order(is_even, x) {
         return multiply(x, weight);
     }
     multiply(&x.to_kind(Kind::Float), &weight.to_kind(Kind::Float)).to_kind(Kind::BFloat16)
+}
+
+/// Whether products of `x` add up in one order whatever the number of threads.
+pub(crate) fn is_in_one_order(is_even: bool, x: &Tensor) -> bool {
+    is_even || x.kind() != Kind::BFloat16 || x.device() != Device::Cpu
 }
 
 /// A norm over the last dimension. Statistics are float32 inside libtorch whatever the input's type.

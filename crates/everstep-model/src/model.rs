@@ -5,10 +5,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use everstep_optim::ComputeDtype;
 use everstep_protocol::EvaluationSums;
 use everstep_protocol::random::{Purpose, Stream};
-use everstep_torch::{Dtype, bytes};
-use tch::{Device, Kind, Reduction, Tensor};
+use everstep_torch::{CrossEntropies, Dtype, bytes};
+use tch::{Device, Kind, Tensor};
 
-use crate::batch::{Batch, IGNORED_TARGET, MicroBatch};
+use crate::batch::{Batch, MicroBatch};
 use crate::blocks::Blocks;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
@@ -231,9 +231,10 @@ impl Model {
         for micro_batch in &batch.micro_batches {
             let mut routing = Routing::default();
             let losses = tch::no_grad(|| {
+                let mask = self.mask(micro_batch);
+                let hidden = self.hidden(micro_batch, 0.0, mask.as_ref(), Some(&mut routing));
                 let targets = micro_batch.targets_tensor(self.device);
-                let logits = self.micro_logits(micro_batch, Some(&mut routing));
-                cross_entropies(&logits, &targets)
+                self.decoder.cross_entropies(&hidden, &targets, 0.0).losses
             });
             sums.add(&EvaluationSums {
                 loss_sum: sum(&losses)?,
@@ -272,7 +273,7 @@ impl Model {
     /// What [`Batch::check`] says.
     pub fn logits(&self, micro_batch: &MicroBatch) -> Result<Vec<f32>, ModelError> {
         micro_batch.check(0, &self.config)?;
-        let logits = tch::no_grad(|| self.micro_logits(micro_batch, None));
+        let logits = tch::no_grad(|| self.micro_logits(micro_batch));
         let mut values = vec![0.0; logits.numel()];
         bytes::read_f32(&logits, &mut values)?;
         Ok(values)
@@ -285,20 +286,16 @@ impl Model {
         let mask = mask.as_ref();
         let hidden = self.hidden(micro_batch, drop, mask, Some(&mut routing));
         let further = self.further_losses(&hidden, micro_batch, drop, mask, &mut routing);
-        let logits = self.decoder.logits(&hidden);
         let targets = micro_batch.targets_tensor(self.device);
-        let losses = cross_entropies(&logits, &targets);
-        let mut objective = losses.sum(Kind::Float);
+        let CrossEntropies {
+            mut objective,
+            losses,
+        } = self.decoder.cross_entropies(&hidden, &targets, self.z_loss);
         if let Some(further) = further {
             objective += further;
         }
         for loss in &routing.losses {
             objective += loss;
-        }
-        if self.z_loss > 0.0 {
-            let counted = targets.not_equal(IGNORED_TARGET);
-            let squares = logits.logsumexp([-1], false).square() * counted;
-            objective += squares.sum(Kind::Float) * self.z_loss;
         }
         (objective, losses, routing)
     }
@@ -321,15 +318,17 @@ impl Model {
             .predictions(hidden, &tokens_after, drop, mask, routing);
         let sums = made.iter().zip(1..).map(|(hidden, places)| {
             let targets = micro_batch.targets_after(places, self.device);
-            cross_entropies(&self.decoder.logits(hidden), &targets).sum(Kind::Float)
+            self.decoder
+                .cross_entropies(hidden, &targets, 0.0)
+                .objective
         });
         let sum = sums.reduce(|sum, next| sum + next)?;
         Some(sum * (mtp.loss / mtp.modules as f64))
     }
 
-    fn micro_logits(&self, micro_batch: &MicroBatch, routing: Option<&mut Routing>) -> Tensor {
+    fn micro_logits(&self, micro_batch: &MicroBatch) -> Tensor {
         let mask = self.mask(micro_batch);
-        let hidden = self.hidden(micro_batch, 0.0, mask.as_ref(), routing);
+        let hidden = self.hidden(micro_batch, 0.0, mask.as_ref(), None);
         self.decoder.logits(&hidden)
     }
 
@@ -368,17 +367,6 @@ fn seeded_generator(seed: u64) -> MutexGuard<'static, ()> {
     let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seed.cast_signed());
     guard
-}
-
-/// `[tokens]`, 0 where the target is ignored.
-fn cross_entropies(logits: &Tensor, targets: &Tensor) -> Tensor {
-    logits.cross_entropy_loss(
-        targets,
-        None::<&Tensor>,
-        Reduction::None,
-        IGNORED_TARGET,
-        0.0,
-    )
 }
 
 /// Added one by one in float64, so that neither threads nor vector widths matter.

@@ -57,6 +57,12 @@ pub trait BlockSource: Sync {
         None
     }
 
+    /// The digests of the parameters ([`param_digest`](crate::param_digest)) and of the optimizer's state
+    /// ([`optimizer_digest`](crate::optimizer_digest)), if they are known; it saves reading everything once.
+    fn digests(&self) -> Option<[Digest; 2]> {
+        None
+    }
+
     /// [`BlockState::extra`].
     fn extra(&self) -> &str;
 }
@@ -122,6 +128,24 @@ pub(crate) async fn entries<B: BlockSource>(blocks: &[&B]) -> io::Result<Vec<Blo
 }
 
 async fn entry<B: BlockSource>(block: &B) -> io::Result<BlockEntry> {
+    let [param_digest, optimizer_digest] = match block.digests() {
+        Some(digests) => digests,
+        None => digests_of(block).await?,
+    };
+    Ok(BlockEntry {
+        block: block.block(),
+        offset: 0,
+        param_len: block.len(Part::Param) as u64,
+        m_len: block.len(Part::M) as u64,
+        v_len: block.len(Part::V) as u64,
+        ema_len: block.len(Part::Ema) as u64,
+        extra: block.extra().to_owned(),
+        param_digest,
+        optimizer_digest,
+    })
+}
+
+async fn digests_of<B: BlockSource>(block: &B) -> io::Result<[Digest; 2]> {
     let (mut param, mut optimizer) = (blake3::Hasher::new(), blake3::Hasher::new());
     let mut chunk = Vec::new();
     for part in Part::ALL {
@@ -142,17 +166,7 @@ async fn entry<B: BlockSource>(block: &B) -> io::Result<BlockEntry> {
             tokio::task::yield_now().await;
         }
     }
-    Ok(BlockEntry {
-        block: block.block(),
-        offset: 0,
-        param_len: block.len(Part::Param) as u64,
-        m_len: block.len(Part::M) as u64,
-        v_len: block.len(Part::V) as u64,
-        ema_len: block.len(Part::Ema) as u64,
-        extra: block.extra().to_owned(),
-        param_digest: param.finalize().into(),
-        optimizer_digest: optimizer.finalize().into(),
-    })
+    Ok([param, optimizer].map(|hasher| hasher.finalize().into()))
 }
 
 /// A safetensors file that is produced piece by piece: the header is in memory, the tensors are the caller's.

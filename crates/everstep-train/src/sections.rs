@@ -227,7 +227,8 @@ pub struct ComputeConfig {
     pub recompute: bool,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
-    /// Intra-op threads of a worker; if left out the machine's cores divided by its workers, at least 1.
+    /// Intra-op threads of a worker; if left out the machine's cores divided by its workers, 1 or 2. A run without a topology has a worker for
+    /// each core, or for each so many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
 }
