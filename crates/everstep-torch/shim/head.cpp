@@ -15,7 +15,7 @@ using torch::autograd::Function;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-// Float32 logits that exist at once, twice at most while they are made of narrower ones.
+// Float32 logits that exist at once; twice for a moment, while they are made of narrower ones and while their exponentials are added.
 constexpr int64_t LOGIT_BYTES_MAX = 128 << 20;
 
 // Rows whose logits exist at once: a number of them that divides evenly among threads, the same for all shapes of a model.
