@@ -29,8 +29,8 @@ unsafe extern "C" {
 /// Cross-entropies of the logits `x weight^T`, for `x` `[tokens, width]`, `weight` `[vocab_size, width]` and int64 `targets` `[tokens]`, of which
 /// those equal to the negative number `ignored` do not count. To the objective, `z_loss * logsumexp(logits)^2` of each token is added.
 ///
-/// At most 128 MiB of float32 logits exist at once, for a moment with a copy, and none when it returns: gradients are taken on the way. Everything after the product is
-/// float32.
+/// At most 128 MiB of float32 logits exist at once, for a moment with a copy, and none when it returns: gradients are taken on the way.
+/// Everything after the product is float32.
 ///
 /// # Panics
 /// Where libtorch's own functions would: out of memory, or shapes that do not fit.
