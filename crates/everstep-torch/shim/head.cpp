@@ -15,7 +15,7 @@ using torch::autograd::Function;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-// Float32 logits that exist at once; twice for a moment, while they are made of narrower ones and while their exponentials are added.
+// Float32 logits that exist at once, twice at most while they are made of narrower ones.
 constexpr int64_t LOGIT_BYTES_MAX = 128 << 20;
 
 // Rows whose logits exist at once: a number of them that divides evenly among threads, the same for all shapes of a model.
@@ -41,8 +41,10 @@ struct Head : Function<Head> {
       // Those that are ignored have some target as well, which counts nothing.
       targets_r1 = targets_r1.clamp_min(0);
       Tensor logits_rv = at::linear(x_rw, weight_vw).to(at::kFloat);
-      Tensor sums_r1 = logits_rv.logsumexp({1}, true);
-      Tensor losses_r1 = sums_r1.sub(logits_rv.gather(1, targets_r1)).mul_(counts_r1);
+      Tensor of_targets_r1 = logits_rv.gather(1, targets_r1), largest_r1 = logits_rv.amax({1}, true);
+      Tensor powers_rv = logits_rv.sub_(largest_r1).exp_();
+      Tensor totals_r1 = powers_rv.sum({1}, true), sums_r1 = totals_r1.log().add_(largest_r1);
+      Tensor losses_r1 = sums_r1.sub(of_targets_r1).mul_(counts_r1);
       losses_n.narrow(0, first, rows).copy_(losses_r1.squeeze(1));
       objective.add_(losses_r1.sum());
       if (z_loss > 0) {
@@ -53,7 +55,7 @@ struct Head : Function<Head> {
       }
       // d loss / d logit is probability - 1 for the target, and d sum^2 / d logit is 2 * sum * probability.
       Tensor weights_r1 = z_loss > 0 ? counts_r1.mul(sums_r1.mul(2 * z_loss).add_(1)) : counts_r1;
-      Tensor of_logits_rv = logits_rv.sub_(sums_r1).exp_().mul_(weights_r1);
+      Tensor of_logits_rv = powers_rv.mul_(weights_r1.div(totals_r1));
       of_logits_rv.scatter_add_(1, targets_r1, counts_r1.neg());
       of_logits_rv = of_logits_rv.to(x_nw.scalar_type());
       of_x_nw.narrow(0, first, rows).copy_(of_logits_rv.mm(weight_vw));
