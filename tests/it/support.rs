@@ -69,7 +69,7 @@ context = 32
     /// Latent attention, experts whose biases move, and a module that predicts further tokens.
     pub(crate) const DEEPSEEK_V3: &str = r#"
 architecture = "deepseek_v3"
-layers = 1
+layers = 2
 heads = 4
 width = 32
 context = 32
@@ -383,7 +383,7 @@ fn logs_in(run_dir: &Path) -> String {
 }
 
 /// What the standard run gives when nothing disturbs it.
-#[derive(Clone, serde::Deserialize, serde::Serialize)]
+#[derive(serde::Deserialize, serde::Serialize)]
 pub(crate) struct Undisturbed {
     pub(crate) digest: Value,
     pub(crate) numbers: Vec<(u64, String, String)>,
