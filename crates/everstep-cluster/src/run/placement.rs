@@ -14,7 +14,7 @@ pub(super) const THREADS_OF_EQUAL_BITS: usize = 2;
 const BYTES_PER_PARAMETER: u64 = 8;
 
 /// Workers of a run without a topology. A GPU has one. Of a CPU each core has one, with one thread: threads of a single worker meet at a barrier
-/// after every operation, workers only at the end of a step (README, "Speed"). Fewer, each with more threads, where slots or memory do not go
+/// after every operation, workers only at the end of a step (README, "Figures"). Fewer, each with more threads, where slots or memory do not go
 /// round.
 ///
 /// # Errors
