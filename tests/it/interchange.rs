@@ -217,7 +217,7 @@ fn what_cannot_be_imported_is_named() {
     );
     let error = refused(train(&bench, "second.toml", "refused", &["model.layers=3"]));
     assert!(
-        error.contains("second.toml: model.layers: is 3; allowed: 2, which ")
+        error.contains("second.toml: model.layers: is 3; allowed: 1, which ")
             && error.ends_with("hf has"),
         "{error}"
     );

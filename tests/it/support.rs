@@ -59,7 +59,7 @@ impl Workbench {
     /// A small Llama, for [`Self::with_model`].
     pub(crate) const LLAMA: &str = r#"
 architecture = "llama"
-layers = 2
+layers = 1
 heads = 4
 kv_heads = 2
 width = 32
@@ -89,7 +89,7 @@ balance_rate = 0.01
 [model.mtp]
 "#;
 
-    /// A small but real run: byte-level text, two layers, eight slots, an optimizer step every few milliseconds.
+    /// A small but real run: byte-level text, one layer, eight slots, an optimizer step every few milliseconds.
     pub(crate) fn new() -> Self {
         Self::with_model(Self::LLAMA, 1, "")
     }
@@ -146,7 +146,7 @@ every = 50
 keep = 8
 
 [cluster]
-block_params = 4096
+block_params = 3072
 "#
         );
         fs::write(folder.path().join("run.toml"), run).unwrap();
