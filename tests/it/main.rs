@@ -21,6 +21,7 @@ mod nodes;
 mod notices;
 mod policy;
 mod power_loss;
+mod programs;
 mod resume;
 mod s3;
 mod store_faults;

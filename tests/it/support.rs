@@ -395,7 +395,12 @@ pub(crate) fn undisturbed(settings: &[&str]) -> Undisturbed {
     let bench = Workbench::new();
     let mut key = blake3::Hasher::new();
     let libtorch = "../../third_party/libtorch/lib/libtorch_cpu.so";
-    for program in [env!("CARGO_BIN_EXE_everstep"), libtorch] {
+    let programs = [
+        env!("CARGO_BIN_EXE_everstep"),
+        env!("CARGO_BIN_EXE_everstep-compute"),
+        libtorch,
+    ];
+    for program in programs {
         let file = fs::metadata(program).unwrap();
         key.update(format!("{program} {} {:?}", file.len(), file.modified().unwrap()).as_bytes());
     }

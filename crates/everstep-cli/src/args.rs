@@ -1,22 +1,27 @@
 //! Command-line arguments.
 
+// What clap would show to users.
+#![allow(missing_docs)]
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::checkpoint::args::CheckpointCommand;
+use checkpoint::CheckpointCommand;
+
+pub mod checkpoint;
 
 /// Trains language models on clusters that fail, without losing a step.
 #[derive(Debug, Parser)]
 #[command(name = "everstep", version, about)]
-pub(crate) struct Cli {
+pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub enum Command {
     /// Train to the end, in the foreground; goes on where an existing run directory stands.
     Train(TrainArgs),
     /// Supervise the processes of one node of a topology.
@@ -54,199 +59,199 @@ pub(crate) enum Command {
 
 /// Which run.
 #[derive(Debug, Args)]
-pub(crate) struct RunFileArgs {
+pub struct RunFileArgs {
     /// The run file.
     #[arg(value_name = "RUN.toml")]
-    pub(crate) run_file: PathBuf,
+    pub run_file: PathBuf,
     /// Which roles live in which process and on which node; the default is one process.
     #[arg(long, value_name = "T.toml")]
-    pub(crate) topology: Option<PathBuf>,
+    pub topology: Option<PathBuf>,
     /// Sets a field of the run file, for example `--set optimizer.lr=3e-4`.
     #[arg(long = "set", value_name = "FIELD=VALUE")]
-    pub(crate) set: Vec<String>,
+    pub set: Vec<String>,
     /// Where the run lives; the default is `runs/<name>`.
     #[arg(long, value_name = "DIR")]
-    pub(crate) run_dir: Option<PathBuf>,
+    pub run_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct TrainArgs {
+pub struct TrainArgs {
     #[command(flatten)]
-    pub(crate) run: RunFileArgs,
+    pub run: RunFileArgs,
     /// Goes on although the device kind, libtorch version or kernel settings differ from those the run was started with;
     /// the weights may then differ from the undisturbed run's.
     #[arg(long)]
-    pub(crate) allow_other_platform: bool,
+    pub allow_other_platform: bool,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct NodeArgs {
+pub struct NodeArgs {
     #[command(flatten)]
-    pub(crate) run: RunFileArgs,
+    pub run: RunFileArgs,
     /// The node of the topology that this machine is.
     #[arg(long, value_name = "NAME")]
-    pub(crate) node: String,
+    pub node: String,
     /// Looks for notices that this machine will be taken away: aws, gcp or azure; beside what the topology file says of the node.
     #[arg(long, value_name = "PROVIDER")]
-    pub(crate) preemption: Vec<String>,
+    pub preemption: Vec<String>,
     /// Where to look instead of the provider's own address.
     #[arg(long, value_name = "URL")]
-    pub(crate) preemption_endpoint: Option<String>,
+    pub preemption_endpoint: Option<String>,
     /// Seconds between SIGTERM and the end of this machine: Kubernetes and Slurm leave 30 if not told otherwise.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    pub(crate) grace: u64,
+    pub grace: u64,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct DrainArgs {
+pub struct DrainArgs {
     /// The node.
     #[arg(value_name = "NODE")]
-    pub(crate) node: String,
+    pub node: String,
     /// Where the run lives.
     #[arg(long, value_name = "DIR")]
-    pub(crate) run_dir: PathBuf,
+    pub run_dir: PathBuf,
     /// Seconds until the machine is taken away, if it is.
     #[arg(long, value_name = "N")]
-    pub(crate) seconds_left: Option<u64>,
+    pub seconds_left: Option<u64>,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ProcessArgs {
+pub struct ProcessArgs {
     /// Where the run lives.
     #[arg(long)]
-    pub(crate) run_dir: PathBuf,
+    pub run_dir: PathBuf,
     /// Name of the process in the topology.
     #[arg(long)]
-    pub(crate) name: String,
+    pub name: String,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct RunArgs {
+pub struct RunArgs {
     /// Where the run lives.
     #[arg(long, value_name = "DIR")]
-    pub(crate) run_dir: PathBuf,
+    pub run_dir: PathBuf,
     /// Prints JSON.
     #[arg(long)]
-    pub(crate) json: bool,
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct DigestArgs {
+pub struct DigestArgs {
     #[command(flatten)]
-    pub(crate) run: RunArgs,
+    pub run: RunArgs,
     /// A committed step; the default is the last one.
     #[arg(long, value_name = "N")]
-    pub(crate) step: Option<u64>,
+    pub step: Option<u64>,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ExportArgs {
+pub struct ExportArgs {
     /// Where the run lives.
     #[arg(long, value_name = "DIR")]
-    pub(crate) run_dir: PathBuf,
+    pub run_dir: PathBuf,
     /// A committed step, or 0 for what training began with; the default is the last one.
     #[arg(long, value_name = "N")]
-    pub(crate) step: Option<u64>,
+    pub step: Option<u64>,
     /// Take the running mean of the weights (`optimizer.ema_decay`).
     #[arg(long)]
-    pub(crate) ema: bool,
+    pub ema: bool,
     /// Type of the tensors.
     #[arg(long, value_enum, default_value_t = ExportDtype::Float32)]
-    pub(crate) dtype: ExportDtype,
+    pub dtype: ExportDtype,
     /// Bytes of tensors in one safetensors file at most, unless a single tensor is larger.
-    #[arg(long, value_name = "N", default_value_t = everstep_model::hugging_face::DEFAULT_SHARD_BYTES)]
-    pub(crate) max_shard_bytes: u64,
+    #[arg(long, value_name = "N", default_value_t = everstep_spec::hugging_face::DEFAULT_SHARD_BYTES)]
+    pub max_shard_bytes: u64,
     /// The folder to write; must not exist or be empty.
     #[arg(value_name = "OUT")]
-    pub(crate) out: PathBuf,
+    pub out: PathBuf,
 }
 
 /// Type of exported tensors.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum ExportDtype {
+pub enum ExportDtype {
     Float32,
     Bfloat16,
     Float16,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ImportArgs {
+pub struct ImportArgs {
     /// The folder: config.json, model.safetensors or its shards with their index, tokenizer.json.
     #[arg(value_name = "FOLDER")]
-    pub(crate) folder: PathBuf,
+    pub folder: PathBuf,
     /// Text to train on: files, globs or folders.
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
-    pub(crate) train: Vec<PathBuf>,
+    pub train: Vec<PathBuf>,
     /// The tokenizer, if it is not in the folder.
     #[arg(long, value_name = "FILE")]
-    pub(crate) tokenizer: Option<PathBuf>,
+    pub tokenizer: Option<PathBuf>,
     /// Where the run file goes, must not exist; printed if left out.
     #[arg(long, value_name = "RUN.toml")]
-    pub(crate) out: Option<PathBuf>,
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct LogitsArgs {
+pub struct LogitsArgs {
     /// Where the run lives.
     #[arg(long, value_name = "DIR")]
-    pub(crate) run_dir: PathBuf,
+    pub run_dir: PathBuf,
     /// A committed step, or 0; the default is the last one.
     #[arg(long, value_name = "N")]
-    pub(crate) step: Option<u64>,
+    pub step: Option<u64>,
     /// The text.
     #[arg(long)]
-    pub(crate) prompt: String,
+    pub prompt: String,
     /// How many tokens to continue it by.
     #[arg(long, default_value_t = 32)]
-    pub(crate) max_tokens: usize,
+    pub max_tokens: usize,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct GenerateArgs {
+pub struct GenerateArgs {
     /// Where the run lives.
     #[arg(long, value_name = "DIR")]
-    pub(crate) run_dir: PathBuf,
+    pub run_dir: PathBuf,
     /// A committed step, or 0 for what training began with; the default is the last one.
     #[arg(long, value_name = "N")]
-    pub(crate) step: Option<u64>,
+    pub step: Option<u64>,
     /// Take the running mean of the weights (`optimizer.ema_decay`).
     #[arg(long)]
-    pub(crate) ema: bool,
+    pub ema: bool,
     /// The text to go on from.
     #[arg(long, default_value = "\n")]
-    pub(crate) prompt: String,
+    pub prompt: String,
     /// Most tokens to generate.
     #[arg(long, default_value_t = 200)]
-    pub(crate) max_tokens: usize,
+    pub max_tokens: usize,
     /// 0 takes the most likely token; higher is more varied.
     #[arg(long, default_value_t = 0.8)]
-    pub(crate) temperature: f64,
+    pub temperature: f64,
     /// Samples from the smallest set of tokens with at least this probability.
     #[arg(long, default_value_t = 0.95)]
-    pub(crate) top_p: f64,
+    pub top_p: f64,
     /// Samples from this many most likely tokens at most; 0 does not limit.
     #[arg(long, default_value_t = 0)]
-    pub(crate) top_k: usize,
+    pub top_k: usize,
     /// Samples of different seeds differ; the same seed gives the same text.
     #[arg(long, default_value_t = 0)]
-    pub(crate) seed: u64,
+    pub seed: u64,
     /// How many samples.
     #[arg(long, default_value_t = 1)]
-    pub(crate) samples: u64,
+    pub samples: u64,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct CertsArgs {
+pub struct CertsArgs {
     /// The topology whose processes get certificates.
     #[arg(long, value_name = "T.toml")]
-    pub(crate) topology: PathBuf,
+    pub topology: PathBuf,
     /// Folder for the authority and the certificates; an existing authority is used again.
     #[arg(long, value_name = "DIR")]
-    pub(crate) out: PathBuf,
+    pub out: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum AuditCommand {
+pub enum AuditCommand {
     /// Show who is quarantined and why.
     List(RunArgs),
     /// Trust a process's workers again from the next start on; the run must be stopped.
@@ -254,20 +259,20 @@ pub(crate) enum AuditCommand {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct AuditClearArgs {
+pub struct AuditClearArgs {
     /// Name of the process in the topology.
     #[arg(value_name = "PROCESS", required_unless_present = "all")]
-    pub(crate) process: Option<String>,
+    pub process: Option<String>,
     /// All that are quarantined.
     #[arg(long, conflicts_with = "process")]
-    pub(crate) all: bool,
+    pub all: bool,
     /// Where the run lives.
     #[arg(long, value_name = "DIR")]
-    pub(crate) run_dir: PathBuf,
+    pub run_dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum ChaosCommand {
+pub enum ChaosCommand {
     /// Run a scenario: train undisturbed, train disturbed, compare and measure.
     Run(ChaosRunArgs),
     /// Make a process of a running cluster misbehave; its run file must allow it (`[chaos] allow = true`).
@@ -275,21 +280,21 @@ pub(crate) enum ChaosCommand {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ChaosInjectArgs {
+pub struct ChaosInjectArgs {
     /// Where the run lives.
     #[arg(long, value_name = "DIR")]
-    pub(crate) run_dir: PathBuf,
+    pub run_dir: PathBuf,
     /// Name of the process in the topology.
     #[arg(value_name = "PROCESS")]
-    pub(crate) process: String,
+    pub process: String,
     /// What it does.
     #[command(subcommand)]
-    pub(crate) fault: InjectedFault,
+    pub fault: InjectedFault,
 }
 
 /// A fault inside a process.
 #[derive(Debug, Subcommand)]
-pub(crate) enum InjectedFault {
+pub enum InjectedFault {
     /// Flip one bit of the gradient in a share of its slots from now on; 0 ends it.
     FlipGradientBits {
         /// Share of slots, 0 to 1.
@@ -312,26 +317,26 @@ pub(crate) enum InjectedFault {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ChaosRunArgs {
+pub struct ChaosRunArgs {
     /// The scenario file.
     #[arg(value_name = "SCENARIO.toml")]
-    pub(crate) file: PathBuf,
+    pub file: PathBuf,
     /// Draws targets and the faults of storms; the same seed draws the same.
     #[arg(long, default_value_t = 0)]
-    pub(crate) seed: u64,
+    pub seed: u64,
     /// Where both runs and the report go, must not exist yet; the default is `runs/chaos-<name>-<seed>`.
     #[arg(long, value_name = "DIR")]
-    pub(crate) run_dir: Option<PathBuf>,
+    pub run_dir: Option<PathBuf>,
     /// Sets a field of the run file, for example `--set run.steps=500`.
     #[arg(long = "set", value_name = "FIELD=VALUE")]
-    pub(crate) set: Vec<String>,
+    pub set: Vec<String>,
     /// Compares with this finished run instead of training undisturbed first.
     #[arg(long, value_name = "DIR")]
-    pub(crate) undisturbed: Option<PathBuf>,
+    pub undisturbed: Option<PathBuf>,
     /// Runs the scenario in the simulator instead, in virtual time; writes nothing.
     #[arg(long, conflicts_with_all = ["undisturbed", "run_dir"])]
-    pub(crate) simulate: bool,
+    pub simulate: bool,
     /// Prints the report as JSON.
     #[arg(long)]
-    pub(crate) json: bool,
+    pub json: bool,
 }

@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::Context as _;
 use everstep_chaos::report::Report;
 use everstep_chaos::scenario::Scenario;
 use everstep_chaos::{ChaosError, RunOptions};
@@ -11,7 +10,7 @@ use everstep_cluster::control::{self, Injection, Reply, Request};
 use everstep_cluster::{ActorRole, RunDir};
 
 use crate::args::{ChaosCommand, ChaosInjectArgs, ChaosRunArgs, InjectedFault};
-use crate::user;
+use crate::{programs, user};
 
 pub(crate) fn run(command: ChaosCommand) -> anyhow::Result<()> {
     match command {
@@ -29,7 +28,7 @@ fn run_scenario(args: ChaosRunArgs) -> anyhow::Result<()> {
         Path::new("runs").join(format!("chaos-{}-{}", scenario.name, args.seed))
     });
     let options = RunOptions {
-        executable: std::env::current_exe().context("the everstep binary cannot be found")?,
+        executable: programs::everstep()?,
         run_dir: run_dir.clone(),
         seed: args.seed,
         set: args.set,

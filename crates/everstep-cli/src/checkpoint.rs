@@ -1,6 +1,5 @@
 //! `everstep checkpoint`: what a run has in its store, seen, verified, compared, removed and copied.
 
-pub(crate) mod args;
 mod cp;
 mod diff;
 mod ls;
@@ -10,7 +9,7 @@ mod verify;
 
 use std::io::Write as _;
 
-use self::args::{CheckpointCommand, PinArgs};
+use crate::args::checkpoint::{CheckpointCommand, PinArgs};
 use crate::user;
 
 pub(crate) fn run(command: CheckpointCommand) -> anyhow::Result<()> {

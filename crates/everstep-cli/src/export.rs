@@ -1,7 +1,7 @@
 //! `everstep export`: a committed step as a Hugging Face folder.
 
 use everstep_cluster::{RunContext, RunDir};
-use everstep_model::hugging_face::{ExportOptions, ExportedTokenizer, TensorType, write_folder};
+use everstep_spec::hugging_face::{ExportOptions, ExportedTokenizer, TensorType, write_folder};
 
 use crate::args::{ExportArgs, ExportDtype};
 use crate::{trained, user};

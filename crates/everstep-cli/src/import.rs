@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use everstep_data::Tokenizer;
-use everstep_model::hugging_face::WeightsFolder;
+use everstep_spec::hugging_face::WeightsFolder;
 use everstep_train::RunConfig;
 use toml::{Table, Value};
 

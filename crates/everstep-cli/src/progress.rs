@@ -18,14 +18,15 @@ const PLAIN_EVERY: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Shows progress from a thread of its own until it is finished.
-pub(crate) struct Progress {
+#[derive(Debug)]
+pub struct Progress {
     over: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl Progress {
     /// Begins to follow `run`'s logs, from what they hold now.
-    pub(crate) fn start(run: &RunContext) -> Self {
+    pub fn start(run: &RunContext) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let mut view = View::new(run);
         let until = over.clone();
@@ -43,7 +44,7 @@ impl Progress {
     }
 
     /// Shows the rest and stops.
-    pub(crate) fn finish(self) {
+    pub fn finish(self) {
         self.over.store(true, Ordering::Relaxed);
         self.thread.thread().unpark();
         // The thread only prints; if it panicked, training is none the worse.
@@ -282,7 +283,7 @@ impl Tail {
 }
 
 /// The run in a few lines.
-pub(crate) fn summary(run: &RunContext, elapsed: Duration) -> anyhow::Result<()> {
+pub fn summary(run: &RunContext, elapsed: Duration) -> anyhow::Result<()> {
     let metrics = MetricsLog::read(run.run_dir().metrics())?;
     let events = EventReader::new(run.run_dir().events()).poll()?;
     let evaluation = events.iter().rev().find_map(|record| match record.event {

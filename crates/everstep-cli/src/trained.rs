@@ -1,16 +1,14 @@
 //! What a run has learned, for the commands that use it.
 
 use everstep_cluster::{RunContext, Weights};
-use everstep_model::Model;
 
 use crate::user;
 
 /// The flattened master parameters, or the running mean of them, at a committed step, at 0, or at the last one.
-pub(crate) fn parameters(
-    run: &RunContext,
-    step: Option<u64>,
-    is_mean: bool,
-) -> anyhow::Result<Vec<f32>> {
+///
+/// # Errors
+/// The step is not committed, or its checkpoint cannot be read.
+pub fn parameters(run: &RunContext, step: Option<u64>, is_mean: bool) -> anyhow::Result<Vec<f32>> {
     let weights = match is_mean {
         true => Weights::Averaged,
         false => Weights::Trained,
@@ -21,12 +19,4 @@ pub(crate) fn parameters(
     runtime
         .block_on(run.parameters_at(step, weights))
         .map_err(user)
-}
-
-/// The model with them.
-pub(crate) fn model(run: &RunContext, step: Option<u64>, is_mean: bool) -> anyhow::Result<Model> {
-    let parameters = parameters(run, step, is_mean)?;
-    let mut model = run.build_model().map_err(user)?;
-    model.set_parameters_f32(0, &parameters)?;
-    Ok(model)
 }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use everstep_store::{Ledger, RunStore};
 use everstep_telemetry::{Event, EventLog};
+use everstep_train::Backend;
 use everstep_transport::{Endpoint, Hello, Identity, TransportOptions};
 use ractor::{Actor, ActorRef, MessagingErr};
 use ractor_supervisor::{
@@ -104,6 +105,8 @@ pub enum ProcessError {
 /// What the actors of a process share.
 pub(crate) struct ProcessContext {
     pub(crate) run: Arc<RunContext>,
+    /// What computes; nothing in a process without workers.
+    pub(crate) backend: Option<&'static dyn Backend>,
     pub(crate) run_dir: RunDir,
     pub(crate) router: Arc<Router>,
     pub(crate) store: RunStore,
@@ -263,7 +266,8 @@ impl ProcessContext {
     }
 }
 
-/// Runs a process of the topology until the run is over, or it is told to end. When `leave` resolves, its node is drained.
+/// Runs a process of the topology until the run is over, or it is told to end. When `leave` resolves, its node is drained. Workers need
+/// a `backend`.
 ///
 /// # Errors
 /// It cannot start (certificates, port, ledger, store), its actors fail too often, or its agent is gone for long.
@@ -271,6 +275,7 @@ pub async fn run_process(
     run: Arc<RunContext>,
     run_dir: RunDir,
     process: u32,
+    backend: Option<&'static dyn Backend>,
     leave: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Ending, ProcessError> {
     let start = |error: &dyn std::fmt::Display| ProcessError::Start(error.to_string());
@@ -328,6 +333,7 @@ pub async fn run_process(
     let (ending, mut ended) = watch::channel(None);
     let context = Arc::new(ProcessContext {
         run,
+        backend,
         run_dir,
         router,
         store,

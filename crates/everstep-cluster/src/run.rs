@@ -5,18 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use everstep_data::{Dataset, TokenBatch};
-use everstep_model::Model;
-use everstep_optim::{BlockState, Gradient, Layout, TrainingNumerics};
+use everstep_data::{DataError, Dataset, TokenBatch};
+use everstep_optim::{BlockState, Layout, TrainingNumerics};
 use everstep_protocol::audit::AuditPlan;
 use everstep_protocol::coordinator::CoordinatorConfig;
-use everstep_protocol::{BlockId, Decision, EvaluationSums, Step, Task};
+use everstep_protocol::{BlockId, Decision, Step, Task};
 use everstep_store::{Digest, EVALUATION_LOSS, Retention, RunIdentity, RunStore};
 use everstep_telemetry::{EventLog, Goodput, MetricsLog, Telemetry};
-use everstep_torch::Platform;
-use everstep_train::{
-    BatchSource, Election, Objective, Pretraining, PretrainingData, RunConfig, TrainError,
-};
+use everstep_train::{Backend, BatchSource, Election, PretrainingData, ReplicaPlan, RunConfig};
 
 use crate::agent::lock::AgentLock;
 use crate::life;
@@ -102,7 +98,7 @@ pub struct RunContext {
     pub config: RunConfig,
     /// Which roles live where.
     pub topology: Topology,
-    /// Identity of the run, as the store and the ledgers keep it.
+    /// Identity of the run, as the store and the ledgers keep it. Its environment is known to whoever prepared the run.
     pub identity: RunIdentity,
     /// Short form of the identity, in every message header.
     pub run_id: u64,
@@ -112,7 +108,6 @@ pub struct RunContext {
     pub timing: Timing,
     run_dir: RunDir,
     data: PretrainingData,
-    objective: Pretraining,
     initial_weights: Option<InitialWeights>,
     /// Held by whoever prepared the run to supervise it.
     _lock: Option<AgentLock>,
@@ -405,41 +400,21 @@ impl RunContext {
     }
 
     /// The tokens of a task: a pure function of the dataset, the seed and the task.
-    pub(crate) fn batch(&self, step: Step, task: Task) -> Result<TokenBatch, TrainError> {
+    pub(crate) fn batch(&self, step: Step, task: Task) -> Result<TokenBatch, DataError> {
         match task {
             Task::Slot(slot) | Task::Audit { slot, .. } => self.data.batch(step.0, slot as usize),
             Task::Evaluate(chunk) => self.data.evaluation_batch(u64::from(chunk)),
         }
     }
 
-    /// A model on this process's device, without parameters yet.
-    ///
-    /// # Errors
-    /// The device is not there, or the model cannot be built.
-    pub fn build_model(&self) -> Result<Model, String> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        everstep_torch::load_cuda();
-        everstep_torch::pin_threads(self.threads()).map_err(|e| text(&e))?;
-        let device =
-            everstep_torch::select_device(&self.config.compute.device).map_err(|e| text(&e))?;
-        let model = match self.config.compute.fp8 {
-            true => Model::new_fp8(&self.config.model, device),
-            false => Model::new(&self.config.model, device, self.numerics.compute_dtype()),
+    /// What a replica of the run's parameters is built from.
+    pub fn replica_plan(&self) -> ReplicaPlan<'_> {
+        ReplicaPlan {
+            config: &self.config,
+            layout: self.layout(),
+            end_of_text: self.dataset().manifest().tokenizer.eot,
+            threads: self.threads(),
         }
-        .map_err(|e| text(&e))?;
-        let end = self.dataset().manifest().tokenizer.eot;
-        let model = match end.filter(|_| self.config.data.document_mask) {
-            Some(end) => model.with_document_end(end),
-            None => model,
-        };
-        let model = model.with_blocks(self.layout().blocks().iter().map(|block| block.len));
-        let model = match self.config.compute.recompute {
-            true => model.with_recomputation(),
-            false => model,
-        };
-        model
-            .with_z_loss(self.config.optimizer_extras().z_loss)
-            .map_err(|e| text(&e))
     }
 
     /// Intra-op threads of one worker. Gradients had the same bits with 1 and with 2 threads in every shape tried, but not with more,
@@ -451,48 +426,16 @@ impl RunContext {
             .unwrap_or_else(|| placement::threads(self.topology.count(ActorRole::Worker) as usize))
     }
 
-    /// The gradient of a slot, by block.
-    pub(crate) fn gradient(
-        &self,
-        model: &mut Model,
-        batch: &TokenBatch,
-        step: Step,
-        slot: u32,
-    ) -> Result<Vec<Gradient>, TrainError> {
-        let gradient = self
-            .objective
-            .gradient(model, batch, step.0, slot as usize)?;
-        let block = |values| Gradient::new(values, gradient.loss_sum, gradient.tokens);
-        Ok(gradient.blocks.into_iter().map(block).collect())
-    }
-
-    /// Sum of token losses of a validation chunk, and its number of targets.
-    pub(crate) fn evaluate(
-        &self,
-        model: &Model,
-        batch: &TokenBatch,
-    ) -> Result<EvaluationSums, TrainError> {
-        self.objective.evaluate(model, batch)
-    }
-
     /// What a strict run must find again.
-    fn environment(platform: &Platform, threads: Option<usize>) -> BTreeMap<String, String> {
-        let threads = match threads {
+    fn environment(&self, backend: &dyn Backend) -> Result<BTreeMap<String, String>, RunError> {
+        let environment = backend.environment(&self.config);
+        let mut environment = environment.map_err(|error| RunError::User(error.to_string()))?;
+        let threads = match self.config.compute.threads {
             Some(threads) if threads > placement::THREADS_OF_EQUAL_BITS => threads.to_string(),
             _ => format!("1 to {}", placement::THREADS_OF_EQUAL_BITS),
         };
-        BTreeMap::from([
-            ("threads".to_owned(), threads),
-            (
-                "device_kind".to_owned(),
-                format!("{:?}", platform.device_kind),
-            ),
-            (
-                "libtorch_version".to_owned(),
-                platform.libtorch_version.clone(),
-            ),
-            ("instructions".to_owned(), platform.instructions.clone()),
-        ])
+        environment.insert("threads".to_owned(), threads);
+        Ok(environment)
     }
 }
 

@@ -9,6 +9,7 @@ use everstep_protocol::coordinator::Domain;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::PreemptionSource;
+use crate::rundir::RunDir;
 
 mod ports;
 
@@ -254,6 +255,22 @@ impl Topology {
             source,
         })?;
         Self::parse(&text, path)
+    }
+
+    /// The topology of the run that lives in `run_dir`.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
+    pub fn of_run(run_dir: &RunDir) -> Result<Self, TopologyError> {
+        let file = run_dir.topology().display().to_string();
+        let bytes = std::fs::read(run_dir.topology()).map_err(|source| TopologyError::Read {
+            file: file.clone(),
+            source,
+        })?;
+        serde_json::from_slice(&bytes).map_err(|error| TopologyError::Parse {
+            file,
+            message: error.to_string(),
+        })
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, TopologyError> {

@@ -6,9 +6,10 @@
 
 use std::time::Instant;
 
-use everstep_model::{Architecture, Batch, MicroBatch, Model, ModelConfig, ModelError, parameters};
+use everstep_model::{Batch, MicroBatch, Model, ModelError};
 use everstep_optim::{ComputeDtype, Layout};
 use everstep_protocol::random::{Purpose, Stream};
+use everstep_spec::{Architecture, ModelConfig, parameters};
 use tch::Device;
 
 const ROWS: usize = 12;

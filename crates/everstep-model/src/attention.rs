@@ -3,12 +3,12 @@
 use tch::{Kind, Tensor};
 
 use crate::cache::Cache;
-use crate::config::{Architecture, ModelConfig};
 use crate::layer::Pass;
 use crate::layers::Linear;
 use crate::rotary::Rotary;
-use crate::spec::Names;
 use crate::weights::Weights;
+use everstep_spec::config::{Architecture, ModelConfig};
+use everstep_spec::spec::Names;
 
 /// The attention of one layer.
 #[derive(Debug)]

@@ -2,7 +2,8 @@
 
 use tch::{Device, Tensor};
 
-use crate::{ModelConfig, ModelError};
+use crate::ModelError;
+use everstep_spec::ModelConfig;
 
 /// Target of a position whose loss does not count.
 pub const IGNORED_TARGET: i64 = -100;
@@ -158,7 +159,7 @@ pub(crate) fn check_tokens<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Architecture;
+    use everstep_spec::Architecture;
 
     #[test]
     fn what_a_model_cannot_take_is_named() {

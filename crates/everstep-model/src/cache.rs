@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::ModelConfig;
+use everstep_spec::ModelConfig;
 
 /// Memory for one sequence, or several of equal length, up to the model's context.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Architecture, LatentConfig};
+    use everstep_spec::config::{Architecture, LatentConfig};
 
     fn bytes_per_token(config: &ModelConfig, kind: Kind) -> usize {
         let rows = 3;

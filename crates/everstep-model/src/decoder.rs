@@ -5,13 +5,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::batch::IGNORED_TARGET;
 use crate::cache::Cache;
-use crate::config::{ModelConfig, Positions};
 use crate::deepseek_v3::{Prediction, Routing};
 use crate::layer::{Pass, SharedLayer};
 use crate::layers::{Normalize, dropout, in_one_order, is_even, is_in_one_order};
 use crate::rotary::Rotary;
-use crate::spec::{Names, prediction_layers};
 use crate::weights::Weights;
+use everstep_spec::config::{ModelConfig, Positions};
+use everstep_spec::spec::{Names, prediction_layers};
 
 /// All layers, holding leaves of the weights.
 #[derive(Debug)]

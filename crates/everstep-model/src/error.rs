@@ -2,7 +2,7 @@
 
 use everstep_torch::TorchError;
 
-use crate::ConfigError;
+use everstep_spec::ConfigError;
 
 /// Errors of this crate's tensors; none of them leaves a model changed.
 #[derive(Debug, thiserror::Error)]

@@ -7,12 +7,12 @@ use tch::Tensor;
 
 use crate::attention::Attention;
 use crate::cache::Cache;
-use crate::config::ModelConfig;
 use crate::deepseek_v3::{Experts, LatentAttention, Routing};
 use crate::layers::{FeedForward, Normalize, dropout};
 use crate::rotary::Rotary;
-use crate::spec::Names;
 use crate::weights::Weights;
+use everstep_spec::config::ModelConfig;
+use everstep_spec::spec::Names;
 
 /// What all layers share in a pass.
 #[derive(Clone, Copy, Debug)]

@@ -6,8 +6,8 @@
 use everstep_torch::fp8::{self, Tile};
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{Architecture, Mlp, ModelConfig, Norm};
 use crate::weights::Weights;
+use everstep_spec::config::{Architecture, Mlp, ModelConfig, Norm};
 
 /// A matrix and perhaps a bias, applied to `[tokens, in]`.
 #[derive(Debug)]

@@ -10,12 +10,12 @@ use tch::{Device, Kind, Tensor};
 
 use crate::batch::{Batch, MicroBatch};
 use crate::blocks::Blocks;
-use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::deepseek_v3::Routing;
 use crate::error::ModelError;
-use crate::spec;
 use crate::weights::Weights;
+use everstep_spec::config::ModelConfig;
+use everstep_spec::spec;
 
 /// A decoder on one device.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{ModelConfig, RopeScaling};
+use everstep_spec::config::{ModelConfig, RopeScaling};
 
 /// Cosines and signed sines for every position.
 #[derive(Debug)]

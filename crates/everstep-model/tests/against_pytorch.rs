@@ -7,8 +7,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use everstep_model::{Batch, MicroBatch, Model, hugging_face, parameters};
+use everstep_model::{Batch, MicroBatch, Model};
 use everstep_optim::{ComputeDtype, ParameterSpec};
+use everstep_spec::{hugging_face, parameters};
 use safetensors::SafeTensors;
 use tch::Device;
 

@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use everstep_model::{
-    Architecture, Batch, ExpertsConfig, IGNORED_TARGET, LatentConfig, MicroBatch, Model,
-    ModelConfig, parameters,
-};
+use everstep_model::{Batch, IGNORED_TARGET, MicroBatch, Model};
 use everstep_optim::{ComputeDtype, Layout};
+use everstep_spec::{Architecture, ExpertsConfig, LatentConfig, ModelConfig, parameters};
 use tch::Device;
 
 const END: i64 = 0;

@@ -5,11 +5,9 @@
 use std::ops::ControlFlow;
 
 use everstep_model::generate::sampling_stream;
-use everstep_model::{
-    Architecture, ExpertsConfig, GenerateOptions, LatentConfig, MicroBatch, Model, ModelConfig,
-    ModelError, Sampling, parameters,
-};
+use everstep_model::{GenerateOptions, MicroBatch, Model, ModelError, Sampling};
 use everstep_optim::{ComputeDtype, Layout};
+use everstep_spec::{Architecture, ExpertsConfig, LatentConfig, ModelConfig, parameters};
 use tch::Device;
 
 const ARCHITECTURES: [Architecture; 3] = [

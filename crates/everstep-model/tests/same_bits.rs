@@ -5,12 +5,13 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use everstep_model::{
-    Architecture, Batch, ExpertsConfig, LatentConfig, MicroBatch, Mlp, Model, ModelConfig, Norm,
-    Positions, PredictionConfig, SlotGradient, dropout_seed, parameters,
-};
+use everstep_model::{Batch, MicroBatch, Model, SlotGradient, dropout_seed};
 use everstep_optim::{ComputeDtype, Layout};
 use everstep_protocol::random::{Purpose, Stream};
+use everstep_spec::{
+    Architecture, ExpertsConfig, LatentConfig, Mlp, ModelConfig, Norm, Positions, PredictionConfig,
+    parameters,
+};
 use everstep_torch::pin_threads;
 use tch::Device;
 

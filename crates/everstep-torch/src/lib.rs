@@ -21,6 +21,6 @@ pub use device::{DeviceKind, select_device};
 pub use dtype::Dtype;
 pub use error::TorchError;
 pub use head::{CrossEntropies, cross_entropies};
-pub use platform::{Platform, PlatformMismatch};
+pub use platform::Platform;
 pub use recompute::recomputed;
-pub use threads::{RUNTIME, pin_threads, restart_with_tuned_runtime};
+pub use threads::pin_threads;

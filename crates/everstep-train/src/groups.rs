@@ -1,7 +1,7 @@
 //! `[[optimizer.group]]`: which parameters a group names.
 
-use everstep_model::ModelConfig;
 use everstep_optim::{GroupConfig, ParameterSpec, Update};
+use everstep_spec::ModelConfig;
 use glob::Pattern;
 
 /// Puts each parameter in the first group that names it. Biases of routers are moved by no gradient, and stay outside.
@@ -31,7 +31,7 @@ pub(crate) fn check(groups: &[GroupConfig], model: &ModelConfig) -> Result<(), S
         // A large model has tens of thousands of names.
         return Ok(());
     }
-    let parameters = everstep_model::parameters(model);
+    let parameters = everstep_spec::parameters(model);
     let patterns = groups.iter().flat_map(|group| &group.parameters);
     for text in patterns {
         let pattern = Pattern::new(text).map_err(|error| {

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use everstep_data::DataConfig;
-use everstep_model::{ModelConfig, spec};
 use everstep_optim::{OptimizerConfig, ParameterSpec, Update};
+use everstep_spec::{ModelConfig, spec};
 use serde::Serialize;
 
 use crate::error::RunFileError;
@@ -120,7 +120,7 @@ impl RunConfig {
 
     /// The model's parameters in canonical order, each with what the optimizer does to it.
     pub fn parameters(&self) -> Vec<ParameterSpec> {
-        let mut parameters = everstep_model::parameters(&self.model);
+        let mut parameters = everstep_spec::parameters(&self.model);
         if self.optimizer.muon.is_some() {
             for parameter in &mut parameters {
                 let is_table = spec::is_table(&self.model, &parameter.name);

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use everstep_data::DataConfig;
-use everstep_model::ModelConfig;
 use everstep_optim::{ComputeDtype, GroupConfig, MomentDtype, MuonConfig, Schedule};
+use everstep_spec::ModelConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint_every::CheckpointEvery;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use everstep_store::CopyProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::CpArgs;
 use super::{place, size};
+use crate::args::checkpoint::CpArgs;
 use crate::user;
 
 const REFRESH: Duration = Duration::from_millis(100);

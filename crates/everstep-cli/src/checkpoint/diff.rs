@@ -5,8 +5,8 @@ use std::io::Write as _;
 use everstep_store::{RunStore, ValueDifference};
 use serde_json::{Value, json};
 
-use super::args::{DiffArgs, PlaceArgs};
 use super::place;
+use crate::args::checkpoint::{DiffArgs, PlaceArgs};
 use crate::user;
 
 pub(super) async fn run(args: &DiffArgs) -> anyhow::Result<()> {

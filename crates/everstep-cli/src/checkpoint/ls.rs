@@ -5,8 +5,8 @@ use std::io::Write as _;
 use everstep_store::CheckpointInfo;
 use serde_json::json;
 
-use super::args::LsArgs;
 use super::{place, size};
+use crate::args::checkpoint::LsArgs;
 use crate::user;
 
 /// Hex digits of a digest that are shown to people.

@@ -6,7 +6,7 @@ use everstep_cluster::{RunContext, RunDir};
 use everstep_store::RunStore;
 use url::Url;
 
-use super::args::PlaceArgs;
+use crate::args::checkpoint::PlaceArgs;
 use crate::user;
 
 /// Opens what `--run-dir` or the argument names.

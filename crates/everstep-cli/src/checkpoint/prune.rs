@@ -4,8 +4,8 @@ use std::io::Write as _;
 
 use everstep_store::Retention;
 
-use super::args::PruneArgs;
 use super::{place, size};
+use crate::args::checkpoint::PruneArgs;
 use crate::user;
 
 pub(super) async fn run(args: &PruneArgs) -> anyhow::Result<()> {

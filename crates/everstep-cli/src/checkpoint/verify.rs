@@ -3,8 +3,8 @@
 use std::io::Write as _;
 use std::time::SystemTime;
 
-use super::args::VerifyArgs;
 use super::{place, size};
+use crate::args::checkpoint::VerifyArgs;
 use crate::user;
 
 pub(super) async fn run(args: &VerifyArgs) -> anyhow::Result<()> {

@@ -1,15 +1,14 @@
-//! The device thread: one model, one queue of jobs. It stays responsive to nothing but its queue; the actor beside it does the rest.
+//! The device thread: one replica, one queue of jobs. It stays responsive to nothing but its queue; the actor beside it does the rest.
 
 use std::sync::Arc;
 use std::sync::mpsc;
 
 use everstep_data::TokenBatch;
-use everstep_model::Model;
 use everstep_optim::{Gradient, Parameters};
 use everstep_protocol::{BlockId, Step, Task};
 use everstep_telemetry::TraceContext;
 use everstep_telemetry::names::span;
-use everstep_torch::DeviceKind;
+use everstep_train::{ComputeError, Replica};
 use ractor::{ActorProcessingErr, ActorRef};
 
 use super::worker::WorkerMessage;
@@ -43,7 +42,7 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Starts the thread and builds the model on it.
+    /// Starts the thread and builds the replica on it.
     pub(crate) fn start(
         context: Arc<ProcessContext>,
         worker: ActorRef<WorkerMessage>,
@@ -87,18 +86,18 @@ fn serve(
     worker: &ActorRef<WorkerMessage>,
 ) -> Result<(), String> {
     let run = &context.run;
-    let mut model: Model = run.build_model()?;
-    let progress = context
-        .devices
-        .register(DeviceKind::of(model.device()) != DeviceKind::Cpu);
+    let text = |error: ComputeError| error.to_string();
+    let backend = context.backend.ok_or("this program does not compute")?;
+    let mut replica: Box<dyn Replica> = backend.replica(&run.replica_plan()).map_err(text)?;
+    let progress = context.devices.register(replica.is_accelerated());
     while let Ok(job) = queue.recv() {
         let _task = progress.task();
         match job {
             Job::Load { block, parameters } => {
                 let offset = run.layout().blocks()[block as usize].offset;
-                model
+                replica
                     .set_parameters(offset, parameters.as_bytes())
-                    .map_err(|error| error.to_string())?;
+                    .map_err(text)?;
             }
             Job::Compute {
                 step,
@@ -112,9 +111,9 @@ fn serve(
                         let span = tracing::info_span!(span::FORWARD_BACKWARD, step = step.0, slot);
                         trace.adopt(&span);
                         let _entered = span.enter();
-                        let mut gradients: Vec<Gradient> = run
-                            .gradient(&mut model, &batch, step, slot)
-                            .map_err(|error| error.to_string())?;
+                        let mut gradients: Vec<Gradient> = replica
+                            .gradient(&batch, step.0, slot as usize)
+                            .map_err(text)?;
                         context.disturb_gradient(step, slot, &mut gradients);
                         if let Some(slots) = &context.slots {
                             slots.count(matches!(task, Task::Audit { .. }));
@@ -129,9 +128,7 @@ fn serve(
                         let span = tracing::info_span!(span::EVALUATE, step = step.0, chunk);
                         trace.adopt(&span);
                         let _entered = span.enter();
-                        let sums = run
-                            .evaluate(&model, &batch)
-                            .map_err(|error| error.to_string())?;
+                        let sums = replica.evaluate(&batch).map_err(text)?;
                         WorkerMessage::Evaluated { step, chunk, sums }
                     }
                 };

@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use everstep_model::ModelConfig;
-use everstep_model::hugging_face::{ExportOptions, WeightsFolder, write_folder};
+use everstep_spec::ModelConfig;
+use everstep_spec::hugging_face::{ExportOptions, WeightsFolder, write_folder};
 use everstep_train::RunConfig;
 
 use super::{RunError, absolute};

@@ -2,8 +2,7 @@
 
 use std::fs;
 
-use everstep_torch::DeviceKind;
-use everstep_train::RunConfig;
+use everstep_train::{Backend, RunConfig};
 
 use super::RunError;
 
@@ -19,16 +18,14 @@ const BYTES_PER_PARAMETER: u64 = 8;
 ///
 /// # Errors
 /// The device is not there.
-pub(super) fn num_workers(config: &RunConfig) -> Result<usize, RunError> {
-    everstep_torch::load_cuda();
-    let device = everstep_torch::select_device(&config.compute.device)
-        .map_err(|error| RunError::User(error.to_string()))?;
-    if DeviceKind::of(device) != DeviceKind::Cpu {
+pub(super) fn num_workers(config: &RunConfig, backend: &dyn Backend) -> Result<usize, RunError> {
+    let is_accelerated = backend.is_accelerated(config);
+    if is_accelerated.map_err(|error| RunError::User(error.to_string()))? {
         return Ok(1);
     }
     let cores = cores() / config.compute.threads.unwrap_or(1).max(1);
     let affordable = available_bytes().map_or(usize::MAX, |bytes| {
-        let parameters = everstep_model::parameters(&config.model);
+        let parameters = everstep_spec::parameters(&config.model);
         let parameters: u64 = parameters
             .iter()
             .map(|spec| spec.num_elements() as u64)

@@ -1,5 +1,6 @@
 //! From a user's files to a run directory, with every mistake found before anything is written that would have to be undone.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,8 +8,7 @@ use std::sync::Arc;
 use everstep_data::Dataset;
 use everstep_optim::{Layout, TrainingNumerics};
 use everstep_store::{Digest, PutRun, RunIdentity, RunStore, StoreError};
-use everstep_torch::Platform;
-use everstep_train::{Election, NumericDifference, Pretraining, PretrainingData, RunConfig};
+use everstep_train::{Backend, Election, NumericDifference, PretrainingData, RunConfig};
 use everstep_transport::ClusterCa;
 
 use super::initial::{self, InitialWeights};
@@ -41,7 +41,11 @@ impl RunContext {
     ///
     /// # Errors
     /// One line that names the file, the field and what is allowed.
-    pub async fn prepare(request: RunRequest, say: impl Fn(&str)) -> Result<Self, RunError> {
+    pub async fn prepare(
+        request: RunRequest,
+        backend: &dyn Backend,
+        say: impl Fn(&str),
+    ) -> Result<Self, RunError> {
         let mut config = RunConfig::read(&request.run_file, &request.set)?;
         let mut topology = match &request.topology {
             Some(path) => Topology::read(path)?,
@@ -108,7 +112,7 @@ impl RunContext {
         };
         config.resolve_vocab(dataset.vocab_size(), &request.run_file)?;
         if request.topology.is_none() {
-            topology = Topology::laptop(placement::num_workers(&config)?);
+            topology = Topology::laptop(placement::num_workers(&config, backend)?);
         }
         if resuming {
             same_run(&run_dir, &config, &request.run_file)?;
@@ -130,6 +134,7 @@ impl RunContext {
         }
         write_layout(&run_dir, &config, &topology)?;
         let mut run = Self::assemble(config, topology, run_dir, dataset)?;
+        run.identity.environment = run.environment(backend)?;
         run._lock = Some(lock);
         if has_store {
             run.put_identity(&store, &request).await?;
@@ -159,17 +164,7 @@ impl RunContext {
             )));
         }
         let config = RunConfig::read(&file, &[])?;
-        let topology = match fs::read(run_dir.topology()) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-                RunError::User(format!("{}: {error}", run_dir.topology().display()))
-            })?,
-            Err(error) => {
-                return Err(RunError::User(format!(
-                    "{}: {error}",
-                    run_dir.topology().display()
-                )));
-            }
-        };
+        let topology = Topology::of_run(run_dir)?;
         let dataset = Dataset::open(&run_dir.data())?;
         Self::assemble(config, topology, run_dir.clone(), dataset)
     }
@@ -196,10 +191,6 @@ impl RunContext {
                     .to_owned(),
             ));
         }
-        let objective = Pretraining::new(&config);
-        everstep_torch::load_cuda();
-        let device = everstep_torch::select_device(&config.compute.device).map_err(|e| user(&e))?;
-        let platform = Platform::current(device);
         let manifest = data.dataset().manifest();
         let identity = RunIdentity {
             run: config.run.name.clone(),
@@ -209,7 +200,7 @@ impl RunContext {
             tokenizer: Digest::of(data.dataset().tokenizer().digest().as_bytes()),
             layout: Digest::from(layout.digest()),
             determinism: config.run.determinism.to_string(),
-            environment: Self::environment(&platform, config.compute.threads),
+            environment: BTreeMap::new(),
         };
         let run_id = short(identity.digest());
         let timing = Timing::default();
@@ -223,7 +214,6 @@ impl RunContext {
             timing,
             run_dir,
             data,
-            objective,
             initial_weights,
             _lock: None,
         })

@@ -5,11 +5,11 @@ use tch::Tensor;
 
 use crate::attention::attend;
 use crate::cache::Cache;
-use crate::config::{LatentConfig, ModelConfig, RopeScaling};
 use crate::layer::Pass;
 use crate::layers::{Linear, Normalize};
-use crate::spec::Names;
 use crate::weights::Weights;
+use everstep_spec::config::{LatentConfig, ModelConfig, RopeScaling};
+use everstep_spec::spec::Names;
 
 /// Hugging Face's norms of latents take this, whatever the model's own is.
 const LATENT_EPS: f64 = 1e-6;

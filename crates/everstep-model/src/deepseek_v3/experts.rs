@@ -8,10 +8,10 @@ use std::ops::Range;
 
 use tch::{Kind, Tensor, no_grad};
 
-use crate::config::{ExpertsConfig, ModelConfig};
 use crate::layers::{FeedForward, product};
-use crate::spec::Names;
 use crate::weights::Weights;
+use everstep_spec::config::{ExpertsConfig, ModelConfig};
+use everstep_spec::spec::Names;
 
 /// What a forward pass says of the routing, beside the tokens' losses.
 #[derive(Debug, Default)]

@@ -3,11 +3,11 @@
 use tch::Tensor;
 
 use super::Routing;
-use crate::config::ModelConfig;
 use crate::layer::{Pass, SharedLayer};
 use crate::layers::{Linear, Normalize};
-use crate::spec::Names;
 use crate::weights::Weights;
+use everstep_spec::config::ModelConfig;
+use everstep_spec::spec::Names;
 
 /// The k-th module: from what the model, or the module before, knows at a position, and the token k places after it, to what predicts
 /// the token after that. Embedding and output matrix are the model's own.

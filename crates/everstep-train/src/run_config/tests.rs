@@ -2,10 +2,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use everstep_data::TokenizerKind;
-use everstep_model::{Architecture, Mlp, Norm, Positions};
 use everstep_optim::{ComputeDtype, Layout, Schedule, Update};
 use everstep_protocol::Step;
 use everstep_protocol::policy::LossPolicy;
+use everstep_spec::{Architecture, Mlp, Norm, Positions};
 
 use super::*;
 use crate::checkpoint_every::CheckpointEvery;

@@ -41,28 +41,39 @@ pub fn is_table(config: &ModelConfig, name: &str) -> bool {
 }
 
 /// The layers behind the last one, which predict tokens after the next one.
-pub(crate) fn prediction_layers(config: &ModelConfig) -> Range<usize> {
+pub fn prediction_layers(config: &ModelConfig) -> Range<usize> {
     let modules = config.mtp.as_ref().map_or(0, |mtp| mtp.modules);
     config.layers..config.layers + modules
 }
 
 /// The suffixes and prefixes in which the architectures differ.
-pub(crate) struct Names {
-    pub(crate) tokens: &'static str,
-    pub(crate) positions: &'static str,
-    pub(crate) layers: &'static str,
-    pub(crate) attention_norm: &'static str,
-    pub(crate) mlp_norm: &'static str,
-    pub(crate) gate: &'static str,
-    pub(crate) up: &'static str,
-    pub(crate) down: &'static str,
-    pub(crate) last_norm: &'static str,
+#[derive(Debug)]
+pub struct Names {
+    /// The token embedding.
+    pub tokens: &'static str,
+    /// The embedding of positions, where they are learned.
+    pub positions: &'static str,
+    /// Before the number of a layer.
+    pub layers: &'static str,
+    /// In a layer: the norm before attention.
+    pub attention_norm: &'static str,
+    /// In a layer: the norm before the feed-forward part.
+    pub mlp_norm: &'static str,
+    /// In a layer: what gates the feed-forward part.
+    pub gate: &'static str,
+    /// In a layer: the feed-forward part's way in.
+    pub up: &'static str,
+    /// In a layer: its way out.
+    pub down: &'static str,
+    /// The norm after the last layer.
+    pub last_norm: &'static str,
     /// The output matrix, if it is not the token embedding.
-    pub(crate) output: &'static str,
+    pub output: &'static str,
 }
 
 impl Names {
-    pub(crate) fn of(config: &ModelConfig) -> Self {
+    /// Those of an architecture.
+    pub fn of(config: &ModelConfig) -> Self {
         match config.architecture {
             Architecture::Llama | Architecture::DeepseekV3 => Self {
                 tokens: "model.embed_tokens.weight",
@@ -92,7 +103,7 @@ impl Names {
     }
 
     /// The full name of something in a layer.
-    pub(crate) fn in_layer(&self, layer: usize, suffix: &str) -> String {
+    pub fn in_layer(&self, layer: usize, suffix: &str) -> String {
         format!("{}.{layer}.{suffix}", self.layers)
     }
 }

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context as _;
 use everstep_cluster::{
-    Agent, AgentError, AgentOptions, AgentOutcome, AgentSignal, EXIT_USER_ERROR, Ending,
-    HangPolicy, ProcessError, RestartPolicy, RunContext, RunDir, RunRequest, run_process,
+    Agent, AgentError, AgentOptions, AgentOutcome, AgentSignal, Ending, HangPolicy, ProcessError,
+    RestartPolicy, RunContext, RunDir, RunRequest, run_process,
 };
+use everstep_compute::LIBTORCH;
 use everstep_telemetry::{Event, EventLog};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::args::{ProcessArgs, RunFileArgs, TrainArgs};
-use crate::progress::Progress;
-use crate::user;
+use everstep_cli::args::{RunFileArgs, TrainArgs};
+use everstep_cli::process::runtime;
+use everstep_cli::progress::{self, Progress};
+use everstep_cli::{programs, user};
 
 pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
     let run = Arc::new(prepare(&args.run, None, args.allow_other_platform)?);
@@ -22,20 +23,20 @@ pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let resumed_step = run.last_logged_step()?;
     if resumed_step == Some(run.num_steps()) && is_over(&run)? {
-        return crate::progress::summary(&run, started.elapsed());
+        return progress::summary(&run, started.elapsed());
     }
     events.append(&Event::RunStarted {
         run: run.name().to_owned(),
         steps: run.num_steps(),
         resumed_step,
     })?;
-    let progress = Progress::start(&run);
+    let shown = Progress::start(&run);
     let outcome = if run.topology.is_single_process() {
         in_this_process(&run, &run_dir)
     } else {
         supervise(&run, None, stop_signals)
     };
-    progress.finish();
+    shown.finish();
     match outcome? {
         AgentOutcome::Finished => {}
         AgentOutcome::Drained => anyhow::bail!(
@@ -50,7 +51,7 @@ pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
         step: run.num_steps(),
         seconds: started.elapsed().as_secs_f64(),
     })?;
-    crate::progress::summary(&run, started.elapsed())
+    progress::summary(&run, started.elapsed())
 }
 
 /// Reads the run file, checks everything that a user can get wrong, and lays out the run directory.
@@ -68,7 +69,9 @@ pub(crate) fn prepare(
         allow_other_platform,
     };
     runtime(2)?
-        .block_on(RunContext::prepare(request, |line| eprintln!("{line}")))
+        .block_on(RunContext::prepare(request, &LIBTORCH, |line| {
+            eprintln!("{line}")
+        }))
         .map_err(user)
 }
 
@@ -104,7 +107,7 @@ fn in_this_process(run: &Arc<RunContext>, run_dir: &RunDir) -> anyhow::Result<Ag
             }
         };
         let outcome = tokio::select! {
-            outcome = run_process(run.clone(), run_dir.clone(), 0, leaves) => outcome,
+            outcome = run_process(run.clone(), run_dir.clone(), 0, Some(&LIBTORCH), leaves) => outcome,
             () = stopped => Ok(Ending::Stopped),
             () = stop_signals(signals) => Ok(Ending::Stopped),
         };
@@ -125,13 +128,12 @@ pub(crate) fn supervise<F: Future<Output = ()>>(
     node: Option<&str>,
     listen: impl FnOnce(mpsc::Sender<AgentSignal>) -> F,
 ) -> anyhow::Result<AgentOutcome> {
-    let executable = std::env::current_exe().context("the everstep binary cannot be found")?;
     let nodes = node.map_or_else(|| run.topology.nodes(), |node| vec![node.to_owned()]);
     let agent = Agent::new(AgentOptions {
         run_dir: run.run_dir().clone(),
         topology: run.topology.clone(),
         nodes,
-        executable,
+        executable: programs::everstep()?,
         restart: RestartPolicy::of(&run.topology.agent),
         hang: HangPolicy::of(&run.topology.agent),
     })?;
@@ -150,46 +152,6 @@ pub(crate) fn supervise<F: Future<Output = ()>>(
         AgentError::User { message } => user(message),
         other => other.into(),
     })
-}
-
-/// `everstep process`: one process of the topology.
-pub(crate) fn process(args: ProcessArgs) -> anyhow::Result<()> {
-    let run_dir = RunDir::new(&args.run_dir);
-    let run = Arc::new(RunContext::open(&run_dir).map_err(user)?);
-    let process = run
-        .topology
-        .process_named(&args.name)
-        .with_context(|| format!("no process {} in the topology", args.name))?;
-    runtime(4)?.block_on(async {
-        let telemetry = run.telemetry(process)?;
-        let outcome = run_process(run.clone(), run_dir, process, std::future::pending()).await;
-        telemetry.shutdown();
-        let code = match outcome {
-            Ok(_) => 0,
-            Err(error) => {
-                eprintln!("error: {error}");
-                if matches!(error, ProcessError::User(_)) {
-                    EXIT_USER_ERROR
-                } else {
-                    1
-                }
-            }
-        };
-        // The device thread may be inside libtorch; there is nothing left to save.
-        std::process::exit(code)
-    })
-}
-
-/// Threads for what blocks, such as the local object store: a slow disk gets no faster by hundreds of them.
-const BLOCKING_THREADS_MAX: usize = 4;
-
-fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .enable_all()
-        .build()
-        .context("the async runtime cannot start")
 }
 
 /// SIGINT and SIGTERM end the run after the open step, which is committed first. The second one does not wait for that, and the third one

@@ -9,8 +9,10 @@ use everstep_cluster::{
 };
 use tokio::sync::mpsc;
 
-use crate::args::NodeArgs;
-use crate::{train, user};
+use everstep_cli::args::NodeArgs;
+use everstep_cli::user;
+
+use crate::train;
 
 pub(crate) fn run(args: NodeArgs) -> anyhow::Result<()> {
     if args.run.topology.is_none() {

@@ -1,8 +1,10 @@
 use std::path::Path;
+use std::sync::Arc;
 
-use everstep_model::parameters;
-use everstep_optim::{Gradient, Layout, TrainingNumerics};
+use everstep_optim::{Layout, TrainingNumerics};
 use everstep_protocol::{Numerics, Step};
+use everstep_spec::parameters;
+use everstep_train::{BatchSource, PretrainingData};
 use tch::Device;
 
 use super::*;
@@ -76,31 +78,27 @@ fn train(case: &Case) -> (Vec<f64>, f64) {
         Arc::new(Layout::new(parameters(&config.model), config.cluster.block_params).unwrap());
     let numerics =
         TrainingNumerics::new(layout.clone(), config.optimizer(), config.compute.dtype).unwrap();
-    let objective = Pretraining::new(config);
-    let mut model = Model::new(&config.model, Device::Cpu, config.compute.dtype).unwrap();
+    let model = Model::new(&config.model, Device::Cpu, config.compute.dtype).unwrap();
+    let mut replica = Pretraining::new(config, model);
     let mut states: Vec<_> = (0..layout.num_blocks())
         .map(|block| numerics.initial_state(config.run.seed, block))
         .collect();
     let mut losses = Vec::new();
     for step in 0..config.run.steps {
-        publish(&layout, &numerics, &states, &mut model);
-        let slots: Vec<SlotGradient> = (0..config.batch.slots)
+        publish(&layout, &numerics, &states, &mut replica);
+        let slots: Vec<Vec<Gradient>> = (0..config.batch.slots)
             .map(|slot| {
-                objective
-                    .gradient(&mut model, &data.batch(step, slot).unwrap(), step, slot)
-                    .unwrap()
+                let batch = data.batch(step, slot).unwrap();
+                replica.gradient(&batch, step, slot).unwrap()
             })
             .collect();
         let sums: Vec<Gradient> = layout
             .blocks()
             .iter()
             .map(|block| {
-                let of = |slot: &SlotGradient| {
-                    Gradient::new(
-                        slot.blocks[0][block.offset..block.offset + block.len].to_vec(),
-                        slot.loss_sum,
-                        slot.tokens,
-                    )
+                let of = |slot: &[Gradient]| {
+                    let values = &slot[0].values.as_slice()[block.offset..block.offset + block.len];
+                    Gradient::new(values.to_vec(), slot[0].loss_sum, slot[0].tokens)
                 };
                 numerics.sum(of(&slots[0]), of(&slots[1]))
             })
@@ -115,11 +113,11 @@ fn train(case: &Case) -> (Vec<f64>, f64) {
         }
         losses.push(decision.loss);
     }
-    publish(&layout, &numerics, &states, &mut model);
+    publish(&layout, &numerics, &states, &mut replica);
     let mut total = EvaluationSums::default();
     for chunk in 0..data.num_evaluation_chunks() {
-        let sums = objective
-            .evaluate(&model, &data.evaluation_batch(chunk).unwrap())
+        let sums = replica
+            .evaluate(&data.evaluation_batch(chunk).unwrap())
             .unwrap();
         total.add(&sums);
     }
@@ -134,14 +132,12 @@ fn publish(
     layout: &Layout,
     numerics: &TrainingNumerics,
     states: &[everstep_optim::BlockState],
-    model: &mut Model,
+    replica: &mut Pretraining,
 ) {
     for (index, (block, state)) in layout.blocks().iter().zip(states).enumerate() {
-        model
-            .set_parameters(
-                block.offset,
-                numerics.parameters(index as u32, state).as_bytes(),
-            )
+        let parameters = numerics.parameters(index as u32, state);
+        replica
+            .set_parameters(block.offset, parameters.as_bytes())
             .unwrap();
     }
 }
@@ -184,7 +180,6 @@ fn micro_batches_are_rows_in_order_and_must_divide() {
 #[test]
 fn a_slot_is_what_the_name_says_wherever_it_is_computed() {
     let here = case(&["model.dropout=0.1"]);
-    let objective = Pretraining::new(&here.config);
     let gradient = |slot: usize| {
         let mut model =
             Model::new(&here.config.model, Device::Cpu, here.config.compute.dtype).unwrap();
@@ -196,10 +191,11 @@ fn a_slot_is_what_the_name_says_wherever_it_is_computed() {
         }
         // What travelled as bytes from a loader is what a loader in this process would give.
         let batch = TokenBatch::from_bytes(&here.data.batch(4, slot).unwrap().to_bytes()).unwrap();
-        objective.gradient(&mut model, &batch, 4, slot).unwrap()
+        let mut replica = Pretraining::new(&here.config, model);
+        replica.gradient(&batch, 4, slot).unwrap().remove(0)
     };
     let first = gradient(0);
     assert_eq!(gradient(0), first);
-    assert_ne!(gradient(1).blocks[0], first.blocks[0]);
+    assert_ne!(gradient(1).values, first.values);
     assert_eq!(first.tokens, 4 * 16);
 }

@@ -97,7 +97,7 @@ impl YarnConfig {
 impl RopeScaling {
     /// By how many radians a pair turns from one position to the next, if it is `plain` without scaling. Pairs are those of a head of `dim`
     /// values, and `index` says which.
-    pub(crate) fn stretch(&self, plain: f64, index: usize, dim: f64, theta: f64) -> f64 {
+    pub fn stretch(&self, plain: f64, index: usize, dim: f64, theta: f64) -> f64 {
         // How much of the stretched frequency is taken; the rest is the plain one.
         let (stretched, factor) = match self {
             Self::Linear(linear) => (1.0, linear.factor),
@@ -125,7 +125,7 @@ impl RopeScaling {
     }
 
     /// What cosines and sines are multiplied with.
-    pub(crate) fn rotation_scale(&self) -> f64 {
+    pub fn rotation_scale(&self) -> f64 {
         match self {
             Self::Linear(_) | Self::Llama3(_) => 1.0,
             Self::Yarn(yarn) => yarn.rotation_scale(),
@@ -133,7 +133,7 @@ impl RopeScaling {
     }
 
     /// What DeepSeek multiplies the logits of attention with.
-    pub(crate) fn logit_scale(&self) -> f64 {
+    pub fn logit_scale(&self) -> f64 {
         match self {
             Self::Linear(_) | Self::Llama3(_) => 1.0,
             Self::Yarn(yarn) => yarn.logit_scale(),

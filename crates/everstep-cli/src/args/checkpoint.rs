@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 /// What to do with checkpoints.
 #[derive(Debug, Subcommand)]
-pub(crate) enum CheckpointCommand {
+pub enum CheckpointCommand {
     /// List the committed checkpoints.
     Ls(LsArgs),
     /// Read a checkpoint and compare every object and block with its digest; exit 1 if something is damaged.
@@ -26,91 +26,91 @@ pub(crate) enum CheckpointCommand {
 /// Whose checkpoints.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-pub(crate) struct PlaceArgs {
+pub struct PlaceArgs {
     /// A run directory, or a store's URL with the run's name at its end (`s3://bucket/prefix/run`, `file:///folder/run`).
     #[arg(value_name = "RUN")]
-    pub(crate) run: Option<String>,
+    pub run: Option<String>,
     /// Where the run lives.
     #[arg(long, value_name = "DIR")]
-    pub(crate) run_dir: Option<PathBuf>,
+    pub run_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct LsArgs {
+pub struct LsArgs {
     #[command(flatten)]
-    pub(crate) place: PlaceArgs,
+    pub place: PlaceArgs,
     /// Prints JSON.
     #[arg(long)]
-    pub(crate) json: bool,
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct VerifyArgs {
+pub struct VerifyArgs {
     #[command(flatten)]
-    pub(crate) place: PlaceArgs,
+    pub place: PlaceArgs,
     /// A committed step; the default is the last one.
     #[arg(long, value_name = "N", conflicts_with = "all")]
-    pub(crate) step: Option<u64>,
+    pub step: Option<u64>,
     /// Every checkpoint.
     #[arg(long)]
-    pub(crate) all: bool,
+    pub all: bool,
     /// Marks what is damaged, so that no run reads it, and lifts the marks of what is intact.
     #[arg(long)]
-    pub(crate) quarantine: bool,
+    pub quarantine: bool,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct DiffArgs {
+pub struct DiffArgs {
     /// A committed step, of another run or store with `RUN@` before it.
     #[arg(value_name = "[RUN@]STEP")]
-    pub(crate) a: String,
+    pub a: String,
     /// The step to compare it with.
     #[arg(value_name = "[RUN@]STEP")]
-    pub(crate) b: String,
+    pub b: String,
     /// Where the run lives that a bare step belongs to.
     #[arg(long, value_name = "DIR")]
-    pub(crate) run_dir: Option<PathBuf>,
+    pub run_dir: Option<PathBuf>,
     /// Prints JSON.
     #[arg(long)]
-    pub(crate) json: bool,
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct PruneArgs {
+pub struct PruneArgs {
     #[command(flatten)]
-    pub(crate) place: PlaceArgs,
+    pub place: PlaceArgs,
     /// Keeps the newest N intact checkpoints.
     #[arg(long, value_name = "N")]
-    pub(crate) keep: usize,
+    pub keep: usize,
     /// Keeps those of every step that K divides as well.
     #[arg(long, value_name = "K")]
-    pub(crate) keep_every: Option<u64>,
+    pub keep_every: Option<u64>,
     /// Keeps the M with the lowest evaluation loss as well.
     #[arg(long, value_name = "M", default_value_t = 0)]
-    pub(crate) keep_best: usize,
+    pub keep_best: usize,
     /// Shows what would go, and removes nothing.
     #[arg(long)]
-    pub(crate) dry_run: bool,
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct CpArgs {
+pub struct CpArgs {
     /// A run directory, or a store's URL with the run's name at its end.
     #[arg(value_name = "SRC")]
-    pub(crate) from: String,
+    pub from: String,
     /// As SRC; the run keeps its name.
     #[arg(value_name = "DST")]
-    pub(crate) to: String,
+    pub to: String,
     /// Copies only this step; may be given several times.
     #[arg(long, value_name = "N")]
-    pub(crate) step: Vec<u64>,
+    pub step: Vec<u64>,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct PinArgs {
+pub struct PinArgs {
     /// A committed step.
     #[arg(value_name = "STEP")]
-    pub(crate) step: u64,
+    pub step: u64,
     #[command(flatten)]
-    pub(crate) place: PlaceArgs,
+    pub place: PlaceArgs,
 }

@@ -7,8 +7,8 @@ use everstep_cluster::{RunContext, RunDir};
 use everstep_model::generate::sampling_stream;
 use everstep_model::{GenerateOptions, MicroBatch, Sampling};
 
-use crate::args::LogitsArgs;
-use crate::{trained, user};
+use everstep_cli::args::LogitsArgs;
+use everstep_cli::user;
 
 pub(crate) fn run(args: LogitsArgs) -> anyhow::Result<()> {
     let run = RunContext::open(&RunDir::new(&args.run_dir)).map_err(user)?;
@@ -18,7 +18,7 @@ pub(crate) fn run(args: LogitsArgs) -> anyhow::Result<()> {
         .encode(&args.prompt)
         .map_err(|error| user(format!("--prompt: {error}")))?;
     let inputs: Vec<i64> = tokens.iter().copied().map(i64::from).collect();
-    let model = trained::model(&run, args.step, false)?;
+    let model = crate::model::open(&run, args.step, false)?;
     let micro_batch = MicroBatch {
         targets: inputs.clone(),
         rows: 1,

@@ -210,7 +210,7 @@ impl ModelConfig {
     }
 
     /// Width of what is rotated in a head.
-    pub(crate) fn rope_dim(&self) -> usize {
+    pub fn rope_dim(&self) -> usize {
         match &self.mla {
             Some(mla) => mla.qk_rope_head_dim,
             None => self.head_dim(),

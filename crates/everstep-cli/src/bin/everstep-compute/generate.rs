@@ -7,8 +7,8 @@ use everstep_cluster::{RunContext, RunDir};
 use everstep_model::generate::sampling_stream;
 use everstep_model::{GenerateOptions, Sampling};
 
-use crate::args::GenerateArgs;
-use crate::{trained, user};
+use everstep_cli::args::GenerateArgs;
+use everstep_cli::user;
 
 pub(crate) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     let sampling = Sampling {
@@ -30,7 +30,7 @@ pub(crate) fn run(args: GenerateArgs) -> anyhow::Result<()> {
     if prompt.is_empty() {
         return Err(user("--prompt: is empty; allowed: at least one token"));
     }
-    let model = trained::model(&run, args.step, args.ema)?;
+    let model = crate::model::open(&run, args.step, args.ema)?;
 
     let stop = tokenizer.eot().map(i64::from).into_iter().collect();
     let options = GenerateOptions {
