@@ -20,6 +20,6 @@ fn main() {
         .warnings(false)
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .includes([include.join("torch/csrc/api/include"), include])
-        .files(["shim/fp8.cpp", "shim/head.cpp", "shim/recompute.cpp"])
+        .file("shim/shim.cpp")
         .compile("everstep_shim");
 }
