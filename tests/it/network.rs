@@ -2,7 +2,6 @@
 //!
 //! Nothing of it touches the machine's own network: both ends of the wire are in the namespaces, which go with the processes that hold them.
 
-use std::fs;
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
@@ -194,11 +193,7 @@ fn start(bench: &Workbench, wire: &Wire, far: Machine) -> [Running; 2] {
     let agents = [start("a", 0), start("b", 1)];
     // Each node logs what it committed while it led, and a slow machine may change leaders.
     wait_for("ten steps", || {
-        let committed = |agent: &Running| {
-            let metrics = fs::read_to_string(agent.run_dir().join("metrics.jsonl"));
-            metrics.map_or(0, |text| text.lines().count())
-        };
-        (agents.iter().map(committed).sum::<usize>() >= 10).then_some(())
+        (agents.iter().map(Running::num_logged).sum::<u64>() >= 10).then_some(())
     });
     agents
 }
@@ -283,7 +278,7 @@ fn a_partition_that_heals_changes_no_bit() {
     assert_eq!(lost_by_leader.len(), 4, "{lost_by_leader:?}");
     // The agents, which can see their processes, saw none of them die.
     assert_eq!(lost(&bench, "b"), []);
-    for node in ["a", "b"] {
+    for node in NODES {
         assert_eq!(bench.count(&run_dir(node), "process_hung"), 0);
         assert_eq!(bench.count(&run_dir(node), "process_restarted"), 0);
         assert_eq!(bench.count(&run_dir(node), "rollback"), 0);
@@ -328,7 +323,7 @@ fn a_leader_on_each_side_of_a_partition_changes_no_bit() {
 
     assert!(dropped.iter().all(|drops| *drops > 0), "{dropped:?}");
     let mut epochs: Vec<u64> = Vec::new();
-    for node in ["a", "b"] {
+    for node in NODES {
         assert_eq!(bench.count(&run_dir(node), "process_hung"), 0);
         assert_eq!(bench.count(&run_dir(node), "process_restarted"), 0);
         assert_eq!(bench.count(&run_dir(node), "rollback"), 0);
@@ -377,7 +372,7 @@ fn a_thin_wire_is_not_taken_for_a_death() {
         last[0].overlimits + last[1].overlimits > 0,
         "the wire was thick enough"
     );
-    for node in ["a", "b"] {
+    for node in NODES {
         assert_eq!(lost(&bench, node), []);
         assert_eq!(bench.count(&run_dir(node), "process_hung"), 0);
     }

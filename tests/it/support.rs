@@ -523,8 +523,13 @@ impl Running {
 
     /// Waits until so many more steps are committed.
     pub(crate) fn wait_for_more_steps(&self, more: u64) {
-        let text = fs::read_to_string(self.run_dir.join("metrics.jsonl")).unwrap();
-        self.wait_for_step(text.lines().count() as u64 + more);
+        self.wait_for_step(self.num_logged() + more);
+    }
+
+    /// Steps that this node has logged as committed.
+    pub(crate) fn num_logged(&self) -> u64 {
+        let metrics = fs::read_to_string(self.run_dir.join("metrics.jsonl"));
+        metrics.map_or(0, |text| text.lines().count() as u64)
     }
 
     /// The first event of a kind that `is_it`, already there or to come; fails if the run ends before, or after a minute.
@@ -564,8 +569,7 @@ impl Running {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// Processes with their pids, from the file that `everstep status` shows; starting the command for each kill would take longer than
-    /// the steps between two kills.
+    /// Processes with their pids, from the file that `everstep status` shows, since steps between two kills are short.
     pub(crate) fn processes(&self) -> Vec<(String, Option<i32>)> {
         let text = fs::read(self.run_dir.join(format!("status/node-{}.json", self.node))).unwrap();
         let status: Vec<Value> = serde_json::from_slice(&text).unwrap();

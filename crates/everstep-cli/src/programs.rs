@@ -54,8 +54,9 @@ pub fn computes(args: &ProcessArgs) -> bool {
     // What cannot be read is reported by whoever goes on.
     let topology = Topology::of_run(&RunDir::new(&args.run_dir));
     topology.is_ok_and(|topology| {
-        let process = topology.processes.iter().find(|p| p.name == args.name);
-        process.is_some_and(|process| process.roles.contains(&ActorRole::Worker))
+        let roles = |process: u32| &topology.processes[process as usize].roles;
+        let process = topology.process_named(&args.name);
+        process.is_some_and(|process| roles(process).contains(&ActorRole::Worker))
     })
 }
 

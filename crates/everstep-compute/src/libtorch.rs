@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use everstep_model::Model;
-use everstep_torch::{DeviceKind, Platform};
+use everstep_torch::{DeviceKind, Platform, TorchError};
 use everstep_train::{Backend, ComputeError, Replica, ReplicaPlan, RunConfig};
+use tch::Device;
 
 use crate::pretraining::Pretraining;
 
@@ -12,20 +13,13 @@ use crate::pretraining::Pretraining;
 #[derive(Clone, Copy, Debug)]
 pub struct Libtorch;
 
-/// The only backend.
-pub static LIBTORCH: Libtorch = Libtorch;
-
 impl Backend for Libtorch {
     fn is_accelerated(&self, config: &RunConfig) -> Result<bool, ComputeError> {
-        everstep_torch::load_cuda();
-        let device = everstep_torch::select_device(&config.compute.device)?;
-        Ok(DeviceKind::of(device) != DeviceKind::Cpu)
+        Ok(DeviceKind::of(device(config)?) != DeviceKind::Cpu)
     }
 
     fn environment(&self, config: &RunConfig) -> Result<BTreeMap<String, String>, ComputeError> {
-        everstep_torch::load_cuda();
-        let device = everstep_torch::select_device(&config.compute.device)?;
-        let platform = Platform::current(device);
+        let platform = Platform::current(device(config)?);
         Ok(BTreeMap::from([
             (
                 "device_kind".to_owned(),
@@ -41,15 +35,19 @@ impl Backend for Libtorch {
     }
 }
 
+fn device(config: &RunConfig) -> Result<Device, TorchError> {
+    everstep_torch::load_cuda();
+    everstep_torch::select_device(&config.compute.device)
+}
+
 /// The run's model on its device, without parameters yet.
 ///
 /// # Errors
 /// The device is not there, or the model cannot be built.
 pub fn build_model(plan: &ReplicaPlan<'_>) -> Result<Model, ComputeError> {
     let config = plan.config;
-    everstep_torch::load_cuda();
+    let device = device(config)?;
     everstep_torch::pin_threads(plan.threads)?;
-    let device = everstep_torch::select_device(&config.compute.device)?;
     let model = match config.compute.fp8 {
         true => Model::new_fp8(&config.model, device),
         false => Model::new(&config.model, device, config.compute.dtype),

@@ -9,7 +9,7 @@ use everstep_train::{ComputeError, Replica, RunConfig};
 
 /// The worker's half of pretraining: cross-entropy of the next token.
 #[derive(Debug)]
-pub struct Pretraining {
+pub(crate) struct Pretraining {
     model: Model,
     seed: u64,
     micro_batches: usize,
@@ -17,7 +17,7 @@ pub struct Pretraining {
 
 impl Pretraining {
     /// What run `config` computes with `model`.
-    pub fn new(config: &RunConfig, model: Model) -> Self {
+    pub(crate) fn new(config: &RunConfig, model: Model) -> Self {
         Self {
             model,
             seed: config.run.seed,
@@ -56,18 +56,18 @@ impl Replica for Pretraining {
 /// A batch that cannot be cut in the run's micro-batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a batch of {rows} rows cannot be cut in {micro_batches} micro-batches")]
-pub struct RowsError {
+pub(crate) struct RowsError {
     /// Rows of the batch.
-    pub rows: usize,
+    rows: usize,
     /// Micro-batches of a slot.
-    pub micro_batches: usize,
+    micro_batches: usize,
 }
 
 /// Cuts a batch in `count` micro-batches of equally many rows, in the order of the rows.
 ///
 /// # Errors
 /// The rows do not divide.
-pub fn micro_batches(tokens: &TokenBatch, count: usize) -> Result<Batch, RowsError> {
+pub(crate) fn micro_batches(tokens: &TokenBatch, count: usize) -> Result<Batch, RowsError> {
     if count == 0 || !tokens.rows.is_multiple_of(count) {
         return Err(RowsError {
             rows: tokens.rows,

@@ -1,18 +1,11 @@
 // Rounding to scaled 8-bit floats, with a part in backward: what libtorch's C++ side can and its Rust binding cannot.
 
-#include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include "torch.h"
 
 #include <cstdint>
 #include <cstdio>
 
 namespace {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
 
 constexpr double E4M3_MAX = 448.0;
 constexpr int64_t MANTISSA = 0x007fffff;

@@ -1,19 +1,12 @@
 // The output's product and the cross-entropies of its logits in one node of autograd, which never holds more than some of the logits.
 
-#include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include "torch.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 
 namespace {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
 
 // Float32 logits that exist at once, twice at most while they are made of narrower ones.
 constexpr int64_t LOGIT_BYTES_MAX = 128 << 20;

@@ -1,8 +1,6 @@
 // A part of a model that keeps its input only, and is computed again in backward: what libtorch's C++ side can and its Rust binding cannot.
 
-#include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include "torch.h"
 
 #include <cstdint>
 #include <cstdio>
@@ -10,12 +8,6 @@
 #include <stdexcept>
 
 namespace {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
 
 // Computes the outputs of the input, which it owns, and hands each to `everstep_output`; not 0 if it failed.
 using Compute = int32_t (*)(void* closure, Tensor* input, void* outputs);

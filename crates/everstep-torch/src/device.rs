@@ -1,13 +1,11 @@
 //! The choice of a device by name.
 
-use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device};
 
 use crate::TorchError;
 
 /// What a device is, as far as bits are concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeviceKind {
     /// The processor.
     Cpu,

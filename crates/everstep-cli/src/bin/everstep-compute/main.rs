@@ -21,7 +21,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match light(command)? {
         None => Ok(()),
         Some(Command::Train(args)) => train::run(args),
-        Some(Command::Process(args)) => process::run(&args, Some(&everstep_compute::LIBTORCH)),
+        Some(Command::Process(args)) => process::run(&args, Some(&everstep_compute::Libtorch)),
         Some(Command::Node(args)) => node::run(args),
         Some(Command::Generate(args)) => generate::run(args),
         Some(Command::Logits(args)) => logits::run(args),

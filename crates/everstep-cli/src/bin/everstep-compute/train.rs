@@ -3,18 +3,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use everstep_cluster::{
-    Agent, AgentError, AgentOptions, AgentOutcome, AgentSignal, Ending, HangPolicy, ProcessError,
-    RestartPolicy, RunContext, RunDir, RunRequest, run_process,
-};
-use everstep_compute::LIBTORCH;
-use everstep_telemetry::{Event, EventLog};
-use tokio::sync::{mpsc, oneshot};
-
 use everstep_cli::args::{RunFileArgs, TrainArgs};
 use everstep_cli::process::runtime;
 use everstep_cli::progress::{self, Progress};
 use everstep_cli::{programs, user};
+use everstep_cluster::{
+    Agent, AgentError, AgentOptions, AgentOutcome, AgentSignal, Ending, HangPolicy, ProcessError,
+    RestartPolicy, RunContext, RunDir, RunRequest, run_process,
+};
+use everstep_compute::Libtorch;
+use everstep_telemetry::{Event, EventLog};
+use tokio::sync::{mpsc, oneshot};
 
 pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
     let run = Arc::new(prepare(&args.run, None, args.allow_other_platform)?);
@@ -69,7 +68,7 @@ pub(crate) fn prepare(
         allow_other_platform,
     };
     runtime(2)?
-        .block_on(RunContext::prepare(request, &LIBTORCH, |line| {
+        .block_on(RunContext::prepare(request, &Libtorch, |line| {
             eprintln!("{line}")
         }))
         .map_err(user)
@@ -107,7 +106,7 @@ fn in_this_process(run: &Arc<RunContext>, run_dir: &RunDir) -> anyhow::Result<Ag
             }
         };
         let outcome = tokio::select! {
-            outcome = run_process(run.clone(), run_dir.clone(), 0, Some(&LIBTORCH), leaves) => outcome,
+            outcome = run_process(run.clone(), run_dir.clone(), 0, Some(&Libtorch), leaves) => outcome,
             () = stopped => Ok(Ending::Stopped),
             () = stop_signals(signals) => Ok(Ending::Stopped),
         };
