@@ -10,7 +10,10 @@ fn a_power_loss_changes_no_bit() {
     let bench = Workbench::new();
     let topology = bench.cluster(2, 2, 2);
     for (round, die_at) in [70, 120].into_iter().enumerate() {
-        let running = bench.start("lost", Some(&topology));
+        let mut command = bench.train("lost", Some(&topology));
+        // Snapshots wait in files, which become objects by name.
+        command.args(["--set", "checkpoint.memory_bytes=0"]);
+        let running = bench.start_command("lost", command);
         let reached = running.steps().find(|step| *step >= die_at);
         assert!(
             reached.is_some(),

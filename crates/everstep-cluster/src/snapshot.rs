@@ -3,16 +3,13 @@
 //! A snapshot shares memory with the state it was taken of, and every block that the next step changes meanwhile is copied. So a big one is
 //! written to a file at once, block by block, and its memory given back, however slow the store is. Processes keep no second state in memory.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::Arc;
 
 use everstep_optim::{BlockState, FloatBuffer};
 use everstep_protocol::BlockId;
-use everstep_store::{BlockSource, Digest, Part, optimizer_digest, param_digest};
+use everstep_store::{BlockSource, Digest, FileBlock, ObjectFile, Part};
 
 use crate::history;
 
@@ -29,14 +26,7 @@ pub(crate) struct SnapshotBlock {
 #[derive(Debug)]
 enum Values {
     Memory([FloatBuffer; 4]),
-    File {
-        file: Arc<File>,
-        /// Where each part begins, in bytes.
-        offsets: [u64; 4],
-        lens: [usize; 4],
-        /// Taken of the memory that was written, so that a file that a disk spoils is not taken for the truth.
-        digests: [Digest; 2],
-    },
+    File(FileBlock),
 }
 
 impl BlockSource for SnapshotBlock {
@@ -47,7 +37,7 @@ impl BlockSource for SnapshotBlock {
     fn len(&self, part: Part) -> usize {
         match &self.values {
             Values::Memory(parts) => parts[part as usize].len(),
-            Values::File { lens, .. } => lens[part as usize],
+            Values::File(block) => block.len(part),
         }
     }
 
@@ -59,26 +49,28 @@ impl BlockSource for SnapshotBlock {
                 bytes.extend_from_slice(&parts[part as usize].as_bytes()[range]);
                 Ok(())
             }
-            Values::File { file, offsets, .. } => {
-                let old_len = bytes.len();
-                bytes.resize(old_len + values.len() * element, 0);
-                let at = offsets[part as usize] + VALUE_BYTES * values.start as u64;
-                file.read_exact_at(&mut bytes[old_len..], at)
-            }
+            Values::File(block) => block.read(part, values, bytes),
         }
     }
 
     fn memory(&self, part: Part) -> Option<&[u8]> {
         match &self.values {
             Values::Memory(parts) => Some(parts[part as usize].as_bytes()),
-            Values::File { .. } => None,
+            Values::File(_) => None,
         }
     }
 
     fn digests(&self) -> Option<[Digest; 2]> {
         match &self.values {
             Values::Memory(_) => None,
-            Values::File { digests, .. } => Some(*digests),
+            Values::File(block) => Some(block.digests()),
+        }
+    }
+
+    fn in_file(&self) -> Option<&FileBlock> {
+        match &self.values {
+            Values::Memory(_) => None,
+            Values::File(block) => Some(block),
         }
     }
 
@@ -95,38 +87,19 @@ impl SnapshotBlock {
             values: Values::Memory(state.into_parts()),
         }
     }
-
-    /// Moves the values to the end of the file, which is at `end`; leaves them in memory if that fails.
-    fn spill(&mut self, file: &Arc<File>, end: &mut u64) -> io::Result<()> {
-        let Values::Memory(parts) = &self.values else {
-            return Ok(());
-        };
-        let mut offsets = [0; 4];
-        for (part, offset) in parts.iter().zip(&mut offsets) {
-            *offset = *end;
-            (&**file).write_all(part.as_bytes())?;
-            *end += part.as_bytes().len() as u64;
-        }
-        let [param, m, v, ema] = parts.each_ref().map(FloatBuffer::as_slice);
-        self.values = Values::File {
-            file: file.clone(),
-            offsets,
-            lens: parts.each_ref().map(FloatBuffer::len),
-            digests: [param_digest(param), optimizer_digest(m, v, ema)],
-        };
-        Ok(())
-    }
 }
 
 /// Takes a snapshot over: in memory, if it has at most `memory_bytes`, or else in a file in `dir`, which is gone as soon as nobody reads it,
-/// also if this process is killed. Blocks; where the disk fails, memory has to do.
+/// also if this process is killed. The file has the form of an object, which it becomes in a store on the same disk. Blocks; where the disk
+/// has no room, memory has to do.
 pub(crate) fn hold(
+    step: u64,
     blocks: Vec<(BlockId, BlockState)>,
     memory_bytes: u64,
     dir: &Path,
-    name: &str,
 ) -> Vec<SnapshotBlock> {
     let mut blocks: Vec<SnapshotBlock> = blocks.into_iter().map(SnapshotBlock::in_memory).collect();
+    blocks.sort_by_key(|block| block.block);
     let len = |block: &SnapshotBlock| {
         let lens = Part::ALL.map(|part| block.len(part) as u64);
         lens.iter().sum::<u64>()
@@ -135,11 +108,14 @@ pub(crate) fn hold(
     if bytes <= memory_bytes {
         return blocks;
     }
-    let spilled = create(dir, name).and_then(|file| {
-        let file = Arc::new(file);
-        let mut end = 0;
-        let mut spill = |block: &mut SnapshotBlock| block.spill(&file, &mut end);
-        blocks.iter_mut().try_for_each(&mut spill)
+    let spilled = ObjectFile::create(dir, step, &blocks).and_then(|mut file| {
+        // The memory of each is given back before the next is written.
+        let written = blocks.iter_mut().try_for_each(|block| {
+            block.values = Values::File(file.write(block)?);
+            Ok(())
+        });
+        // What was written can be read, whatever happened then.
+        file.finish().and(written)
     });
     if let Err(error) = spilled {
         let dir = dir.display();
@@ -148,23 +124,12 @@ pub(crate) fn hold(
     blocks
 }
 
-/// A file without a name.
-fn create(dir: &Path, name: &str) -> io::Result<File> {
-    fs::create_dir_all(dir)?;
-    let path = dir.join(name);
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use everstep_optim::MomentDtype;
+    use everstep_store::{optimizer_digest, param_digest};
 
     use super::*;
 
@@ -196,13 +161,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("snapshots");
         let blocks = || vec![(3, state(1.0)), (9, state(-7.5))];
-        let in_memory = hold(blocks(), u64::MAX, &dir, "s");
+        let in_memory = hold(5, blocks(), u64::MAX, &dir);
         assert!(!dir.exists());
         let given = blocks();
         let shared = given[0].1.parameters.clone();
-        let on_disk = hold(given, 0, &dir, "s");
+        let on_disk = hold(5, given, 0, &dir);
         for (disk, memory) in on_disk.iter().zip(&in_memory) {
-            assert!(matches!(disk.values, Values::File { .. }));
+            assert!(matches!(disk.values, Values::File(_)));
             assert_eq!((disk.block, disk.extra()), (memory.block, memory.extra()));
             assert_eq!(read(disk), read(memory));
             let Values::Memory(parts) = &memory.values else {
@@ -221,7 +186,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a file");
         fs::write(&file, "").unwrap();
-        let kept = hold(vec![(0, state(2.0))], 0, &file, "s");
+        let kept = hold(5, vec![(0, state(2.0))], 0, &file);
         assert!(matches!(kept[0].values, Values::Memory(_)));
     }
 }

@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
-use crate::digest::{self, Digest, HASH_BYTES, extend_le};
+use crate::digest::{self, BlockHasher, Digest, HASH_BYTES, extend_le};
 use crate::manifest::BlockEntry;
+use crate::object_file::{FileBlock, ObjectFile};
 
 /// The tensors of a block, in the order in which they stand in an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,11 @@ pub trait BlockSource: Sync {
     /// The digests of the parameters ([`param_digest`](crate::param_digest)) and of the optimizer's state
     /// ([`optimizer_digest`](crate::optimizer_digest)), if they are known; it saves reading everything once.
     fn digests(&self) -> Option<[Digest; 2]> {
+        None
+    }
+
+    /// Where it is, if it waits in a file that may be stored as it is.
+    fn in_file(&self) -> Option<&FileBlock> {
         None
     }
 
@@ -146,16 +153,9 @@ async fn entry<B: BlockSource>(block: &B) -> io::Result<BlockEntry> {
 }
 
 async fn digests_of<B: BlockSource>(block: &B) -> io::Result<[Digest; 2]> {
-    let (mut param, mut optimizer) = (blake3::Hasher::new(), blake3::Hasher::new());
-    let mut chunk = Vec::new();
+    let (mut hashers, mut chunk) = (BlockHasher::default(), Vec::new());
     for part in Part::ALL {
-        let hasher = match part {
-            Part::Param => &mut param,
-            Part::M | Part::V | Part::Ema => {
-                digest::begin_optimizer_part(&mut optimizer, part, block.len(part));
-                &mut optimizer
-            }
-        };
+        let hasher = hashers.part(part, block.len(part));
         if let Some(bytes) = block.memory(part) {
             digest::update(hasher, bytes).await;
             continue;
@@ -166,7 +166,7 @@ async fn digests_of<B: BlockSource>(block: &B) -> io::Result<[Digest; 2]> {
             tokio::task::yield_now().await;
         }
     }
-    Ok([param, optimizer].map(|hasher| hasher.finalize().into()))
+    Ok(hashers.finalize())
 }
 
 /// A safetensors file that is produced piece by piece: the header is in memory, the tensors are the caller's.
@@ -217,6 +217,26 @@ impl<'a, B: BlockSource> ObjectImage<'a, B> {
     /// The object's size in bytes.
     pub(crate) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// What stands before the tensors.
+    pub(crate) fn into_header(self) -> Vec<u8> {
+        self.header
+    }
+
+    /// The file that holds the very bytes of the object, if there is one.
+    pub(crate) fn file(&self) -> Option<&'a Arc<ObjectFile>> {
+        let file = self.blocks.first()?.in_file()?.object();
+        let mut end = self.header.len() as u64;
+        for block in &self.blocks {
+            let place = block.in_file()?;
+            if !Arc::ptr_eq(file, place.object()) || place.begin() != end {
+                return None;
+            }
+            let lens = Part::ALL.map(|part| 4 * block.len(part) as u64);
+            end += lens.iter().sum::<u64>();
+        }
+        (file.header() == self.header).then_some(file)
     }
 
     /// Starts reading at the first byte.

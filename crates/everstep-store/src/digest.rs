@@ -91,12 +91,35 @@ pub fn param_digest(param: &[f32]) -> Digest {
 /// BLAKE3 of `len(m) as u64 ‖ m ‖ len(v) as u64 ‖ v`, everything little-endian. Either may be empty. Then, likewise, the running mean of
 /// the parameters, if there is one.
 pub fn optimizer_digest(m: &[f32], v: &[f32], ema: &[f32]) -> Digest {
-    let mut hasher = blake3::Hasher::new();
+    let mut hasher = BlockHasher::default();
     for (part, values) in [(Part::M, m), (Part::V, v), (Part::Ema, ema)] {
-        begin_optimizer_part(&mut hasher, part, values.len());
-        hasher.update(bytemuck::cast_slice(values));
+        let values = bytemuck::cast_slice(values);
+        hasher.part(part, values.len() / 4).update(values);
     }
-    hasher.finalize().into()
+    hasher.optimizer.finalize().into()
+}
+
+/// Takes both digests of a block at once, part by part in their order.
+#[derive(Debug, Default)]
+pub(crate) struct BlockHasher {
+    param: blake3::Hasher,
+    optimizer: blake3::Hasher,
+}
+
+impl BlockHasher {
+    /// What takes the bytes of the next part, which has `len` values.
+    pub(crate) fn part(&mut self, part: Part, len: usize) -> &mut blake3::Hasher {
+        if part == Part::Param {
+            return &mut self.param;
+        }
+        begin_optimizer_part(&mut self.optimizer, part, len);
+        &mut self.optimizer
+    }
+
+    /// [`param_digest`] and [`optimizer_digest`].
+    pub(crate) fn finalize(&self) -> [Digest; 2] {
+        [&self.param, &self.optimizer].map(|hasher| hasher.finalize().into())
+    }
 }
 
 /// What stands before a part's values in [`optimizer_digest`].

@@ -31,6 +31,7 @@ mod damaged;
 mod diagnosis;
 mod diff;
 mod digest;
+mod direct;
 mod error;
 mod identity;
 mod lease;
@@ -39,6 +40,7 @@ mod listing;
 mod local;
 mod manifest;
 mod near;
+mod object_file;
 mod pins;
 mod probe;
 mod prune;
@@ -65,6 +67,7 @@ pub use listing::CheckpointInfo;
 pub use manifest::{
     BlockEntry, CheckpointDigest, CheckpointManifest, CheckpointObject, EVALUATION_LOSS,
 };
+pub use object_file::{FileBlock, ObjectFile, ObjectFileWriter};
 pub use probe::ProbeReport;
 pub use prune::{PrunePlan, PruneReport, Removal};
 pub use quarantine::Quarantine;

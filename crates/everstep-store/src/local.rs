@@ -2,16 +2,17 @@
 //! memory where they stay.
 
 use std::fs::File;
-use std::io::{self, Write as _};
-use std::num::NonZeroU64;
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{Advice, fadvise};
 use tokio::sync::mpsc;
 
 use crate::block::{BlockSource, BlockState, ObjectImage};
+use crate::direct::DirectWriter;
 use crate::manifest::BlockEntry;
+use crate::object_file::ObjectFile;
 use crate::upload::{Buffers, PART_BYTES};
 
 /// Parts that wait for the disk.
@@ -32,10 +33,19 @@ pub(crate) async fn write<B: BlockSource>(
     key: &str,
     image: &ObjectImage<'_, B>,
 ) -> io::Result<()> {
+    let (folder, path, len) = (folder.to_owned(), folder.join(key), image.len());
+    if let Some(file) = image.file().cloned() {
+        let (folder, path) = (folder.clone(), path.clone());
+        let linked = tokio::task::spawn_blocking(move || link(&folder, &path, &file));
+        if linked.await.expect("linking a file does not panic")? {
+            return Ok(());
+        }
+    }
     let (parts, received) = mpsc::channel(PARTS_WAITING_MAX);
     let buffers = Buffers::default();
-    let (folder, path, home) = (folder.to_owned(), folder.join(key), buffers.clone());
-    let writer = tokio::task::spawn_blocking(move || write_parts(&folder, &path, received, &home));
+    let home = buffers.clone();
+    let writer =
+        tokio::task::spawn_blocking(move || write_parts(&folder, &path, len, received, &home));
     let mut cursor = image.cursor();
     let mut part = buffers.take();
     while cursor.next_chunk(PART_BYTES as usize, &mut part)? {
@@ -52,25 +62,24 @@ pub(crate) async fn write<B: BlockSource>(
 fn write_parts(
     folder: &Path,
     path: &Path,
+    len: u64,
     mut parts: mpsc::Receiver<Message>,
     buffers: &Buffers,
 ) -> io::Result<()> {
     let parent = path.parent().unwrap_or(folder);
     std::fs::create_dir_all(parent)?;
-    let (mut file, staged) = stage(path)?;
-    let mut at = 0;
+    let (file, staged) = stage(path, |staged| File::create_new(staged))?;
+    let file = Arc::new(file);
     let mut write = || -> io::Result<bool> {
+        let mut writer = DirectWriter::new(file.clone(), len)?;
         while let Some(message) = parts.blocking_recv() {
             let Message::Part(part) = message else {
+                writer.finish()?;
                 file.sync_all()?;
                 std::fs::rename(&staged, path)?;
                 return Ok(true);
             };
-            file.write_all(&part)?;
-            // The disk begins now and not at the end; and memory is not filled with what nobody reads again.
-            let len = part.len() as u64;
-            fadvise(&file, at, NonZeroU64::new(len), Advice::DontNeed)?;
-            at += len;
+            writer.write_all(&part)?;
             buffers.give(part);
         }
         Ok(false)
@@ -81,7 +90,25 @@ fn write_parts(
         let _ = std::fs::remove_file(&staged);
         return written.map(drop);
     }
-    // Folders may be new as well.
+    sync_folders(folder, parent)
+}
+
+/// Makes a file that waits on this machine the object; `false` if it lies elsewhere.
+fn link(folder: &Path, path: &Path, file: &ObjectFile) -> io::Result<bool> {
+    let parent = path.parent().unwrap_or(folder);
+    std::fs::create_dir_all(parent)?;
+    let (linked, staged) = stage(path, |staged| file.link(staged))?;
+    if linked {
+        std::fs::rename(&staged, path)?;
+        // A second attempt finds both names to be one file, which leaves the old one.
+        let _ = std::fs::remove_file(&staged);
+        sync_folders(folder, parent)?;
+    }
+    Ok(linked)
+}
+
+/// Those from `parent` up to `folder`: they may be new as well.
+fn sync_folders(folder: &Path, parent: &Path) -> io::Result<()> {
     for ancestor in parent.ancestors() {
         File::open(ancestor)?.sync_all()?;
         if ancestor == folder {
@@ -91,15 +118,16 @@ fn write_parts(
     Ok(())
 }
 
-/// A new file beside `path`, with the name that object_store gives to what is not complete, which its lists leave out.
-fn stage(path: &Path) -> io::Result<(File, PathBuf)> {
+/// Creates something beside `path`, with the name that object_store gives to what is not complete, which its lists leave out.
+fn stage<T>(path: &Path, create: impl Fn(&Path) -> io::Result<T>) -> io::Result<(T, PathBuf)> {
     let mut number = 0u64;
     loop {
         number += 1;
         let mut staged = path.as_os_str().to_owned();
         staged.push(format!("#{number}"));
-        match File::create_new(&staged) {
-            Ok(file) => return Ok((file, staged.into())),
+        let staged = PathBuf::from(staged);
+        match create(&staged) {
+            Ok(created) => return Ok((created, staged)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }

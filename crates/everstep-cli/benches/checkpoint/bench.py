@@ -60,21 +60,28 @@ def seconds(text):
 
 
 def report(steps, flights):
-    """Steps are (end, seconds), flights pairs of times; a step counts as busy if a checkpoint was on its way for more than half of it."""
-    busy, quiet = [], []
+    """Steps are (end, seconds), flights pairs of times; a step is busy if a checkpoint was on its way for any noticeable part of it.
+
+    Machines drift: each busy step is compared with the nearest steps before and after it that were not."""
+    is_busy, times = [], []
     for end, took in steps[WARMUP_STEPS:]:
-        begin = end - took
-        overlap = sum(max(0, min(end, last) - max(begin, first)) for first, last in flights)
-        if overlap > 0.5 * took:
-            busy.append(took)
-        elif overlap == 0:
-            quiet.append(took)
+        overlap = sum(max(0, min(end, last) - max(end - took, first)) for first, last in flights)
+        is_busy.append(overlap > 0.01 * took)
+        times.append(took)
+    quiet = [k for k in range(len(times)) if not is_busy[k]]
+    ratios = []
+    for k in range(len(times)):
+        before, after = [q for q in quiet if q < k], [q for q in quiet if q > k]
+        if is_busy[k] and before and after:
+            ratios.append(times[k] / statistics.mean([times[before[-1]], times[after[0]]]))
     print(f"checkpoints on their way for {[round(last - first, 1) for first, last in flights]} s")
-    print(f"busy steps {sorted(round(s, 2) for s in busy)} s")
-    print(f"quiet steps {sorted(round(s, 2) for s in quiet)} s")
-    if busy and quiet:
-        ratio = statistics.median(busy) / statistics.median(quiet)
-        print(f"medians {statistics.median(busy):.2f} s and {statistics.median(quiet):.2f} s: ratio {ratio:.3f}")
+    print(f"steps, busy ones with a star: {' '.join(f'{t:.2f}' + '*' * b for t, b in zip(times, is_busy))} s")
+    if ratios:
+        print(f"{len(ratios)} busy steps against their neighbours: {' '.join(f'{r:.3f}' for r in sorted(ratios))}")
+        busy = [t for t, b in zip(times, is_busy) if b]
+        medians = statistics.median(busy), statistics.median([times[k] for k in quiet])
+        print(f"medians {medians[0]:.2f} s and {medians[1]:.2f} s: ratio {medians[0] / medians[1]:.3f}")
+        print(f"median of the pairs: ratio {statistics.median(ratios):.3f}")
 
 
 def main():

@@ -307,9 +307,8 @@ async fn store(
     // The writer's life is part of the name: a later life never overwrites an object that a manifest may name.
     let name = format!("shard-{}-{:x}", writer.index, writer.incarnation);
     let memory_bytes = context.run.config.checkpoint.memory_bytes;
-    let file = format!("{}-{name}-{}", version.0, ids.first().copied().unwrap_or(0));
     let dir = context.run_dir.snapshots();
-    let hold = move || snapshot::hold(blocks, memory_bytes, &dir, &file);
+    let hold = move || snapshot::hold(version.0, blocks, memory_bytes, &dir);
     // Only a panic keeps it from an answer.
     let Ok(states) = tokio::task::spawn_blocking(hold).await else {
         return stored(shard::Event::StoreAbandoned {
