@@ -86,7 +86,7 @@ pub enum Reply {
 /// # Errors
 /// One line: no agent listens there (`NotFound`, `ConnectionRefused`), or it does not answer within ten seconds.
 pub fn send(run_dir: &RunDir, node: &str, request: &Request) -> io::Result<Reply> {
-    let mut stream = socket::connect(run_dir, node).map_err(|error| {
+    let mut stream = socket::connect(&run_dir.control(node)).map_err(|error| {
         let socket = run_dir.control(node);
         let message = format!(
             "no agent of node {node} listens on {} ({error})",

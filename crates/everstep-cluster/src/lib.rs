@@ -22,6 +22,7 @@ mod drain;
 mod election;
 mod history;
 mod injection;
+mod lanes;
 mod life;
 mod local_state;
 mod mesh;

@@ -1,6 +1,7 @@
 //! The transport actor: one QUIC endpoint, one connection per peer process, redialled for as long as the process lives.
 //!
-//! Of each pair, the process with the higher number dials. A connection carries a control session (`session`) and tensor frames.
+//! Of each pair, the process with the higher number dials. A connection carries a control session (`session`) and tensor frames; between processes
+//! of one node, frames go through lanes of shared memory (`lanes`) for as long as the connection lives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +10,9 @@ use everstep_transport::{Connection, Endpoint};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 
+use crate::lanes;
 use crate::process::ProcessContext;
 use crate::session::Sessions;
-use crate::wire;
 
 const REDIAL_FIRST: Duration = Duration::from_millis(20);
 const REDIAL_MAX: Duration = Duration::from_millis(200);
@@ -50,6 +51,7 @@ impl Actor for Mesh {
         let mut tasks = JoinSet::new();
         let me = arguments.context.process;
         tasks.spawn(accept(arguments.clone()));
+        tasks.spawn(lanes::accept(arguments.context.clone()));
         for peer in 0..me {
             tasks.spawn(dial(arguments.clone(), peer));
         }
@@ -149,9 +151,20 @@ async fn serve(arguments: MeshArguments, connection: Connection, is_server: bool
         "connected"
     );
     let sending = async {
+        let mut lane = lanes::open(context, &peer).await;
         while let Some(frame) = queue.recv().await {
-            if let Err(error) = connection.send(&frame.header, frame.payload).await {
-                return error.to_string();
+            let sent = match &mut lane {
+                Some(lane) => {
+                    let sent = lane.send(&frame.header, frame.payload).await;
+                    sent.map_err(|error| format!("the lane ended: {error}"))
+                }
+                None => {
+                    let sent = connection.send(&frame.header, frame.payload).await;
+                    sent.map_err(|error| error.to_string())
+                }
+            };
+            if let Err(reason) = sent {
+                return reason;
             }
         }
         "replaced by a newer connection".to_owned()
@@ -159,10 +172,7 @@ async fn serve(arguments: MeshArguments, connection: Connection, is_server: bool
     let receiving = async {
         loop {
             match connection.recv().await {
-                Ok(frame) => match wire::decode_tensor(&frame.header, frame.payload) {
-                    Ok((envelope, message)) => context.router.receive(envelope, message),
-                    Err(error) => tracing::warn!(%error, peer = peer.name, "tensor frame refused"),
-                },
+                Ok(frame) => context.router.receive_frame(&peer.name, frame),
                 Err(error) => return error.to_string(),
             }
         }

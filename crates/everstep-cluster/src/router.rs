@@ -10,6 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use everstep_protocol::Member;
 use everstep_telemetry::TraceContext;
+use everstep_transport::Frame;
 use tokio::sync::mpsc;
 
 use crate::message::{ClusterMessage, Delivery, PeerEvent, StepMessage};
@@ -198,6 +199,14 @@ impl Router {
             _ => return,
         };
         inbox(delivery);
+    }
+
+    /// A tensor frame from another process.
+    pub(crate) fn receive_frame(&self, peer: &str, frame: Frame) {
+        match wire::decode_tensor(&frame.header, frame.payload) {
+            Ok((envelope, message)) => self.receive(envelope, message),
+            Err(error) => tracing::warn!(%error, peer, "tensor frame refused"),
+        }
     }
 
     /// A decoded message from another process.

@@ -73,6 +73,10 @@ impl RunDir {
     pub fn control(&self, node: &str) -> PathBuf {
         self.0.join("control").join(format!("{node}.sock"))
     }
+    /// The socket on which a process takes lanes from others of its node.
+    pub(crate) fn lane(&self, process: &str) -> PathBuf {
+        self.0.join("control").join(format!("{process}.lane"))
+    }
     /// Event files for TensorBoard.
     pub fn tensorboard(&self) -> PathBuf {
         self.0.join("tensorboard")

@@ -318,6 +318,8 @@ pub struct ClusterConfig {
     pub lease_ms: u64,
     /// How the leader is chosen. `store` if left out.
     pub election: Election,
+    /// Whether tensors between processes of one node go through shared memory, and not over QUIC. `true` if left out. No bit depends on it.
+    pub shared_memory: bool,
 }
 
 impl Default for ClusterConfig {
@@ -327,6 +329,7 @@ impl Default for ClusterConfig {
             block_params: 1 << 20,
             lease_ms: 30_000,
             election: Election::Store,
+            shared_memory: true,
         }
     }
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use everstep_transport::{
-    ClusterCa, Connection, Endpoint, Hello, Identity, TransportOptions, encode_frame,
+    ClusterCa, Connection, Endpoint, FrameLimits, Hello, Identity, LaneHello, LaneReceiver,
+    LaneSender, TransportOptions, encode_frame,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
@@ -133,6 +134,9 @@ fn frames(c: &mut Criterion) {
     load.abort();
     group.finish();
 
+    drop((a, b));
+    lanes(c, &runtime);
+
     let payload = [Bytes::from(vec![1_u8; 4 << 20])];
     let mut group = c.benchmark_group("checksum of 4 MiB");
     group.throughput(Throughput::Bytes(4 << 20));
@@ -142,6 +146,64 @@ fn frames(c: &mut Criterion) {
     group.bench_function("BLAKE3, for comparison", |bencher| {
         bencher.iter(|| blake3::hash(&payload[0]))
     });
+    group.finish();
+}
+
+async fn lane() -> (LaneSender, LaneReceiver) {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("sockets");
+    theirs.set_nonblocking(true).expect("a socket");
+    let theirs = tokio::net::UnixStream::from_std(theirs).expect("a socket");
+    let hello = LaneHello {
+        process: 0,
+        incarnation: 1,
+        to_incarnation: 2,
+    };
+    let (sender, receiver) = tokio::join!(
+        LaneSender::open(ours, hello),
+        LaneReceiver::accept(theirs, 2, FrameLimits::default())
+    );
+    (sender.expect("taken"), receiver.expect("opened"))
+}
+
+/// Shared memory against one `memcpy` of the same bytes into fresh memory, which is the least that a receiver needs.
+fn lanes(c: &mut Criterion, runtime: &Runtime) {
+    let mut group = c.benchmark_group("shared memory");
+    for mib in [4_u64, 64] {
+        let payload = Bytes::from(vec![1_u8; (mib << 20) as usize]);
+        group.throughput(Throughput::Bytes(mib << 20));
+        group.bench_function(format!("{mib} MiB"), |bencher| {
+            bencher.iter_custom(|frames| {
+                let payload = payload.clone();
+                runtime.block_on(async move {
+                    let (mut sender, mut receiver) = lane().await;
+                    let start = Instant::now();
+                    let sending = tokio::spawn(async move {
+                        for _ in 0..frames {
+                            let sent = sender.send(b"header", payload.clone()).await;
+                            sent.expect("open");
+                        }
+                        sender
+                    });
+                    let receiving = tokio::spawn(async move {
+                        for _ in 0..frames {
+                            black_box(receiver.recv().await.expect("open"));
+                        }
+                    });
+                    let (sender, received) = tokio::join!(sending, receiving);
+                    received.expect("no panic");
+                    drop(sender);
+                    start.elapsed()
+                })
+            });
+        });
+        group.bench_function(format!("memcpy of {mib} MiB"), |bencher| {
+            bencher.iter(|| payload.to_vec());
+        });
+        let mut target = payload.to_vec();
+        group.bench_function(format!("memcpy of {mib} MiB, same memory"), |bencher| {
+            bencher.iter(|| target.copy_from_slice(black_box(&payload)));
+        });
+    }
     group.finish();
 }
 

@@ -32,7 +32,7 @@ const BUDGET_UNIT_BYTES: usize = 4096;
 
 /// A payload to send, in pieces that are sent one after the other and never copied here.
 #[derive(Clone, Debug, Default)]
-pub struct Payload(Vec<Bytes>);
+pub struct Payload(pub(crate) Vec<Bytes>);
 
 impl From<Bytes> for Payload {
     fn from(bytes: Bytes) -> Self {

@@ -105,6 +105,7 @@ impl Default for FrameLimits {
 #[derive(Debug)]
 pub struct FrameDecoder {
     limits: FrameLimits,
+    is_summed: bool,
     prefix: [u8; PREFIX_BYTES],
     prefix_bytes: usize,
     body: Option<Body>,
@@ -114,8 +115,8 @@ pub struct FrameDecoder {
 struct Body {
     header_bytes: usize,
     payload_bytes: usize,
-    checksum: u32,
-    crc: crc32fast::Hasher,
+    /// What was sent and what was computed so far; a lane has none.
+    checksum: Option<(u32, crc32fast::Hasher)>,
     header: AlignedVec<HEADER_ALIGN>,
     payload: AlignedVec<PAYLOAD_ALIGN>,
 }
@@ -125,9 +126,18 @@ impl FrameDecoder {
     pub fn new(limits: FrameLimits) -> Self {
         Self {
             limits,
+            is_summed: true,
             prefix: [0; PREFIX_BYTES],
             prefix_bytes: 0,
             body: None,
+        }
+    }
+
+    /// For frames of [`encode_unsummed`].
+    pub(crate) fn unsummed(limits: FrameLimits) -> Self {
+        Self {
+            is_summed: false,
+            ..Self::new(limits)
         }
     }
 
@@ -151,7 +161,7 @@ impl FrameDecoder {
             if self.prefix_bytes < PREFIX_BYTES {
                 return Ok(());
             }
-            self.body = Some(Body::parse(&self.prefix, self.limits)?);
+            self.body = Some(Body::parse(&self.prefix, self.limits, self.is_summed)?);
         }
         match &mut self.body {
             Some(body) => body.push(bytes),
@@ -175,7 +185,11 @@ impl FrameDecoder {
 }
 
 impl Body {
-    fn parse(prefix: &[u8; PREFIX_BYTES], limits: FrameLimits) -> Result<Self, FrameError> {
+    fn parse(
+        prefix: &[u8; PREFIX_BYTES],
+        limits: FrameLimits,
+        is_summed: bool,
+    ) -> Result<Self, FrameError> {
         let [
             m0,
             m1,
@@ -221,8 +235,10 @@ impl Body {
         Ok(Self {
             header_bytes: header_bytes as usize,
             payload_bytes: payload_bytes as usize,
-            checksum: u32::from_le_bytes([c0, c1, c2, c3]),
-            crc: lengths_crc(header_bytes, payload_bytes),
+            checksum: is_summed.then(|| {
+                let sent = u32::from_le_bytes([c0, c1, c2, c3]);
+                (sent, lengths_crc(header_bytes, payload_bytes))
+            }),
             header: AlignedVec::new(),
             payload: AlignedVec::new(),
         })
@@ -232,7 +248,7 @@ impl Body {
         if self.header.len() < self.header_bytes {
             let (header, rest) =
                 bytes.split_at(bytes.len().min(self.header_bytes - self.header.len()));
-            self.crc.update(header);
+            self.sum(header);
             self.header.extend_from_slice(header);
             bytes = rest;
         }
@@ -244,10 +260,16 @@ impl Body {
                 self.payload = AlignedVec::with_capacity(self.payload_bytes);
             }
             // Summed while the piece is still in the cache.
-            self.crc.update(bytes);
+            self.sum(bytes);
             self.payload.extend_from_slice(bytes);
         }
         Ok(())
+    }
+
+    fn sum(&mut self, bytes: &[u8]) {
+        if let Some((_, crc)) = &mut self.checksum {
+            crc.update(bytes);
+        }
     }
 
     fn finish(self) -> Result<Frame, FrameError> {
@@ -257,12 +279,11 @@ impl Body {
                 expected_bytes: (PREFIX_BYTES + self.header_bytes + self.payload_bytes) as u64,
             });
         }
-        let computed = self.crc.finalize();
-        if computed != self.checksum {
-            return Err(FrameError::Checksum {
-                computed,
-                sent: self.checksum,
-            });
+        if let Some((sent, crc)) = self.checksum {
+            let computed = crc.finalize();
+            if computed != sent {
+                return Err(FrameError::Checksum { computed, sent });
+            }
         }
         Ok(Frame {
             header: Bytes::from_owner(self.header),
@@ -279,21 +300,35 @@ impl Body {
 /// # Panics
 /// If the header is longer than `u32` can say.
 pub fn encode_frame(header: &[u8], payload: &[Bytes]) -> Bytes {
-    let header_bytes =
-        u32::try_from(header.len()).expect("the caller has checked the header's length");
-    let payload_bytes = payload.iter().map(|piece| piece.len() as u64).sum::<u64>();
-    let mut crc = lengths_crc(header_bytes, payload_bytes);
+    let mut crc = lengths_crc(header_len(header), payload_len(payload));
     crc.update(header);
     for piece in payload {
         crc.update(piece);
     }
+    encode(header, payload, crc.finalize())
+}
+
+/// [`encode_frame`] without the checksum.
+pub(crate) fn encode_unsummed(header: &[u8], payload: &[Bytes]) -> Bytes {
+    encode(header, payload, 0)
+}
+
+fn header_len(header: &[u8]) -> u32 {
+    u32::try_from(header.len()).expect("the caller has checked the header's length")
+}
+
+fn payload_len(payload: &[Bytes]) -> u64 {
+    payload.iter().map(|piece| piece.len() as u64).sum()
+}
+
+fn encode(header: &[u8], payload: &[Bytes], checksum: u32) -> Bytes {
     let mut out = Vec::with_capacity(PREFIX_BYTES + header.len());
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(&0_u16.to_le_bytes());
-    out.extend_from_slice(&header_bytes.to_le_bytes());
-    out.extend_from_slice(&crc.finalize().to_le_bytes());
-    out.extend_from_slice(&payload_bytes.to_le_bytes());
+    out.extend_from_slice(&header_len(header).to_le_bytes());
+    out.extend_from_slice(&checksum.to_le_bytes());
+    out.extend_from_slice(&payload_len(payload).to_le_bytes());
     out.extend_from_slice(header);
     out.into()
 }

@@ -59,7 +59,7 @@ pub(super) fn listen(
     node: &str,
     queue: mpsc::Sender<Happening>,
 ) -> io::Result<tokio::task::JoinHandle<()>> {
-    let listener = socket::bind(run_dir, node)?;
+    let listener = socket::bind(&run_dir.control(node))?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let node = node.to_owned();

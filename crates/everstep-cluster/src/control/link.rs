@@ -73,7 +73,7 @@ fn keep(context: &Weak<ProcessContext>, grace: Duration) {
 }
 
 fn connect(context: &ProcessContext) -> io::Result<UnixStream> {
-    let stream = socket::connect(&context.run_dir, context.node())?;
+    let stream = socket::connect(&context.run_dir.control(context.node()))?;
     stream.set_write_timeout(Some(WRITE))?;
     let hello = ProcessMessage::Hello {
         process: context.process,

@@ -1,6 +1,6 @@
 //! Binding and connecting, whatever the length of the path: a socket's address holds 108 bytes, a run directory's path may be longer.
 //!
-//! Both go through the open folder, as `/proc/self/fd/<number>/<node>.sock`.
+//! Both go through the open folder, as `/proc/self/fd/<number>/<name>`.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -9,28 +9,25 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use crate::rundir::RunDir;
-
-/// Listens for node `node`. Whoever binds holds the node's lock, so a socket that is there is a dead agent's.
-pub(crate) fn bind(run_dir: &RunDir, node: &str) -> io::Result<UnixListener> {
-    let path = run_dir.control(node);
+/// Listens at `path`. Whoever binds knows that it is the only one, so a socket that is there is a dead one's.
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     let folder = path.parent().unwrap_or(Path::new("."));
     // Whoever can connect can end processes: the folder is for the owner only.
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(folder)?;
-    match fs::remove_file(&path) {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let (_folder, short) = short(&path)?;
+    let (_folder, short) = short(path)?;
     UnixListener::bind(short)
 }
 
-/// Connects to the agent of `node`.
-pub(crate) fn connect(run_dir: &RunDir, node: &str) -> io::Result<UnixStream> {
-    let (_folder, short) = short(&run_dir.control(node))?;
+/// Connects to whoever listens at `path`.
+pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
+    let (_folder, short) = short(path)?;
     UnixStream::connect(short)
 }
 

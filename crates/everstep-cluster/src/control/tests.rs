@@ -47,7 +47,7 @@ fn nobody_listens() {
 fn a_path_may_be_longer_than_a_socket_address() {
     let folder = tempfile::tempdir().unwrap();
     let run_dir = RunDir::new(folder.path().join("x".repeat(150)));
-    let listener = socket::bind(&run_dir, "a").unwrap();
+    let listener = socket::bind(&run_dir.control("a")).unwrap();
     let agent = std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         let mut request = String::new();
