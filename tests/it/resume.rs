@@ -30,6 +30,24 @@ fn a_power_loss_changes_no_bit() {
     bench.demand_undisturbed("lost");
 }
 
+#[test]
+fn tensors_through_shared_memory_and_over_quic_give_the_same_bits() {
+    let bench = Workbench::new();
+    let topology = bench.cluster(2, 2, 2);
+    for (run_dir, shared_memory) in [("memory", true), ("quic", false)] {
+        let mut train = bench.train(run_dir, Some(&topology));
+        let setting = format!("cluster.shared_memory={shared_memory}");
+        let output = train.args(["--set", &setting]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        bench.demand_undisturbed(run_dir);
+        let lanes = bench
+            .logs(run_dir)
+            .matches("frames go through shared memory")
+            .count();
+        assert_eq!(lanes > 0, shared_memory, "{run_dir}: {lanes}");
+    }
+}
+
 /// The checkpoints of a run, as another run directory of the same run finds them.
 fn with_checkpoints_of(bench: &Workbench, run_dir: &str, other: &str) {
     let copied = Command::new("cp")

@@ -28,7 +28,10 @@ pub(crate) async fn open(context: &ProcessContext, peer: &Hello) -> Option<LaneS
         LaneSender::open(socket, hello).await
     };
     match opened.await {
-        Ok(lane) => Some(lane),
+        Ok(lane) => {
+            tracing::info!(peer = peer.name, "frames go through shared memory");
+            Some(lane)
+        }
         Err(error) => {
             tracing::warn!(%error, peer = peer.name, "no shared memory with this process: its frames go over QUIC");
             None

@@ -135,7 +135,7 @@ fn frames(c: &mut Criterion) {
     group.finish();
 
     drop((a, b));
-    lanes(c, &runtime);
+    lanes(c);
 
     let payload = [Bytes::from(vec![1_u8; 4 << 20])];
     let mut group = c.benchmark_group("checksum of 4 MiB");
@@ -149,51 +149,48 @@ fn frames(c: &mut Criterion) {
     group.finish();
 }
 
-async fn lane() -> (LaneSender, LaneReceiver) {
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("sockets");
-    theirs.set_nonblocking(true).expect("a socket");
-    let theirs = tokio::net::UnixStream::from_std(theirs).expect("a socket");
-    let hello = LaneHello {
-        process: 0,
-        incarnation: 1,
-        to_incarnation: 2,
-    };
-    let (sender, receiver) = tokio::join!(
-        LaneSender::open(ours, hello),
-        LaneReceiver::accept(theirs, 2, FrameLimits::default())
-    );
-    (sender.expect("taken"), receiver.expect("opened"))
-}
-
-/// Shared memory against one `memcpy` of the same bytes into fresh memory, which is the least that a receiver needs.
-fn lanes(c: &mut Criterion, runtime: &Runtime) {
+/// Shared memory, of which each side has a runtime as each process would, against one `memcpy` of the same bytes into fresh memory, which is
+/// the least that a receiver needs.
+fn lanes(c: &mut Criterion) {
+    let [ours, theirs] = [(); 2].map(|()| {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.worker_threads(1).enable_all();
+        runtime.build().expect("threads")
+    });
     let mut group = c.benchmark_group("shared memory");
     for mib in [4_u64, 64] {
         let payload = Bytes::from(vec![1_u8; (mib << 20) as usize]);
         group.throughput(Throughput::Bytes(mib << 20));
         group.bench_function(format!("{mib} MiB"), |bencher| {
             bencher.iter_custom(|frames| {
+                let (from, to) = std::os::unix::net::UnixStream::pair().expect("sockets");
+                let hello = LaneHello {
+                    process: 0,
+                    incarnation: 1,
+                    to_incarnation: 2,
+                };
                 let payload = payload.clone();
-                runtime.block_on(async move {
-                    let (mut sender, mut receiver) = lane().await;
+                let sent = ours.spawn(async move {
+                    let mut sender = LaneSender::open(from, hello).await.expect("taken");
                     let start = Instant::now();
-                    let sending = tokio::spawn(async move {
-                        for _ in 0..frames {
-                            let sent = sender.send(b"header", payload.clone()).await;
-                            sent.expect("open");
-                        }
-                        sender
-                    });
-                    let receiving = tokio::spawn(async move {
+                    for _ in 0..frames {
+                        let sent = sender.send(b"header", payload.clone()).await;
+                        sent.expect("open");
+                    }
+                    start
+                });
+                theirs
+                    .block_on(theirs.spawn(async move {
+                        to.set_nonblocking(true).expect("a socket");
+                        let to = tokio::net::UnixStream::from_std(to).expect("a socket");
+                        let limits = FrameLimits::default();
+                        let mut receiver = LaneReceiver::accept(to, 2, limits).await.expect("open");
                         for _ in 0..frames {
                             black_box(receiver.recv().await.expect("open"));
                         }
-                    });
-                    let (sender, received) = tokio::join!(sending, receiving);
-                    received.expect("no panic");
-                    drop(sender);
-                    start.elapsed()
-                })
+                        sent.await.expect("no panic").elapsed()
+                    }))
+                    .expect("no panic")
             });
         });
         group.bench_function(format!("memcpy of {mib} MiB"), |bencher| {

@@ -6,17 +6,15 @@
 //!    │◀─── length that is free again ────┤
 //! ```
 //!
-//! The bytes are those of [`encode_unsummed`]; what a checksum is for on a network cannot happen to them here, and it would take a third of the time. Both sides copy with `pread` and `pwrite`, so that nothing a peer does to the
-//! ring can be worse than a frame that is refused. A ring is used over and over again and small enough to stay in the processor's cache.
+//! The bytes are those of [`encode_unsummed`]; what a checksum is for on a network cannot happen to them here, and it would take a third of the time. There is one copy on each side.
 
-use std::fs::File;
+mod ring;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use bytes::Bytes;
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -25,17 +23,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+use self::ring::{RING_BYTES, Ring};
 use crate::connection::Payload;
 use crate::frame::{Frame, FrameDecoder, FrameLimits, HEADER_BYTES_MAX, encode_unsummed};
 
-/// Size of a ring.
-const RING_BYTES: u32 = 8 << 20;
 /// What is told at once: small enough for both sides to work at the same time.
-const PIECE_BYTES: usize = 512 << 10;
+const PIECE_BYTES: usize = 256 << 10;
 /// What the receiver gives back at once. Each notice takes room in the socket until the sender needs it: small ones would fill it up.
-const GIVEN_BACK_BYTES: u32 = RING_BYTES / 4;
-/// What the receiver copies at once; it stays in a core's own cache.
-const SCRATCH_BYTES: usize = 128 << 10;
+const GIVEN_BACK_BYTES: usize = RING_BYTES / 4;
 /// In a piece's length: the frame ends with it.
 const LAST: u32 = 1 << 31;
 
@@ -79,7 +74,7 @@ impl LaneHello {
 /// The sending end of a lane.
 #[derive(Debug)]
 pub struct LaneSender {
-    ring: File,
+    ring: Ring,
     /// Bytes put into the ring, and of those the ones that were taken out.
     put: u64,
     taken: u64,
@@ -93,11 +88,10 @@ impl LaneSender {
     /// # Errors
     /// Also if the receiver is another life than the hello says.
     pub async fn open(socket: StdUnixStream, hello: LaneHello) -> io::Result<Self> {
-        let ring = File::from(memfd_create("everstep-lane", MemfdFlags::CLOEXEC)?);
-        ring.set_len(RING_BYTES.into())?;
+        let (ring, file) = Ring::create()?;
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut rights = SendAncillaryBuffer::new(&mut space);
-        let ring_fd = [ring.as_fd()];
+        let ring_fd = [file.as_fd()];
         // There is room for one.
         let _ = rights.push(SendAncillaryMessage::ScmRights(&ring_fd));
         let hello = hello.to_bytes();
@@ -143,7 +137,8 @@ impl LaneSender {
             while !rest.is_empty() {
                 let (now, later) = rest.split_at(rest.len().min(PIECE_BYTES - untold));
                 self.wait_for_room(now.len() as u64).await?;
-                self.put(now)?;
+                self.ring.write(self.put, now);
+                self.put += now.len() as u64;
                 (rest, untold, unsent) = (later, untold + now.len(), unsent - now.len());
                 if untold == PIECE_BYTES || unsent == 0 {
                     let last = if unsent == 0 { LAST } else { 0 };
@@ -157,7 +152,7 @@ impl LaneSender {
     }
 
     async fn wait_for_room(&mut self, bytes: u64) -> io::Result<()> {
-        while self.put + bytes - self.taken > RING_BYTES.into() {
+        while self.put + bytes - self.taken > RING_BYTES as u64 {
             let free = self.read.read_u32_le().await?;
             self.taken += u64::from(free);
             if self.taken > self.put {
@@ -166,27 +161,17 @@ impl LaneSender {
         }
         Ok(())
     }
-
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let at = self.put % u64::from(RING_BYTES);
-        let (now, wrapped) = bytes.split_at(bytes.len().min((u64::from(RING_BYTES) - at) as usize));
-        self.ring.write_all_at(now, at)?;
-        self.ring.write_all_at(wrapped, 0)?;
-        self.put += bytes.len() as u64;
-        Ok(())
-    }
 }
 
 /// The receiving end of a lane.
 #[derive(Debug)]
 pub struct LaneReceiver {
     from: LaneHello,
-    ring: File,
+    ring: Ring,
     taken: u64,
     /// Of that, what the sender was not told.
-    kept: u32,
+    kept: usize,
     limits: FrameLimits,
-    scratch: Vec<u8>,
     read: OwnedReadHalf,
     write: OwnedWriteHalf,
 }
@@ -218,11 +203,10 @@ impl LaneReceiver {
         write.write_u8(MAGIC[0]).await?;
         Ok(Self {
             from,
-            ring: ring.into(),
+            ring: Ring::open(ring)?,
             taken: 0,
             kept: 0,
             limits,
-            scratch: vec![0; SCRATCH_BYTES],
             read,
             write,
         })
@@ -255,7 +239,7 @@ impl LaneReceiver {
                 told => told?,
             };
             is_first = false;
-            let bytes = told & !LAST;
+            let bytes = (told & !LAST) as usize;
             if bytes > RING_BYTES {
                 return Err(invalid("a piece is longer than the ring"));
             }
@@ -263,7 +247,7 @@ impl LaneReceiver {
             self.kept += bytes;
             if self.kept >= GIVEN_BACK_BYTES {
                 // A sender that has ended needs no room; what it told is still here.
-                let _ = self.write.write_u32_le(self.kept).await;
+                let _ = self.write.write_u32_le(self.kept as u32).await;
                 self.kept = 0;
             }
             if told & LAST != 0 {
@@ -273,16 +257,12 @@ impl LaneReceiver {
     }
 
     /// Moves the next bytes of the ring into the frame.
-    fn take(&mut self, bytes: u32, decoder: &mut FrameDecoder) -> io::Result<()> {
-        let end = self.taken + u64::from(bytes);
+    fn take(&mut self, bytes: usize, decoder: &mut FrameDecoder) -> io::Result<()> {
+        let end = self.taken + bytes as u64;
         while self.taken < end {
-            let at = self.taken % u64::from(RING_BYTES);
-            let until_wrap = u64::from(RING_BYTES) - at;
-            let len = (end - self.taken).min(until_wrap).min(SCRATCH_BYTES as u64);
-            let scratch = &mut self.scratch[..len as usize];
-            self.ring.read_exact_at(scratch, at)?;
-            decoder.push(scratch).map_err(invalid)?;
-            self.taken += len;
+            let piece = self.ring.read(self.taken, (end - self.taken) as usize);
+            decoder.push(piece).map_err(invalid)?;
+            self.taken += piece.len() as u64;
         }
         Ok(())
     }
