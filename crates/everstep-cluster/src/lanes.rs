@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use everstep_transport::{FrameLimits, Hello, LaneHello, LaneReceiver, LaneSender};
 use tokio::net::{UnixListener, UnixStream};
@@ -9,6 +10,9 @@ use tokio::task::JoinSet;
 
 use crate::control::socket;
 use crate::process::ProcessContext;
+
+/// After a lane could not be taken.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Opens a lane to a peer that has just connected, if it is on this node.
 pub(crate) async fn open(context: &ProcessContext, peer: &Hello) -> Option<LaneSender> {
@@ -20,7 +24,6 @@ pub(crate) async fn open(context: &ProcessContext, peer: &Hello) -> Option<LaneS
     }
     let hello = LaneHello {
         process: context.process,
-        incarnation: context.incarnation,
         to_incarnation: peer.incarnation,
     };
     let opened = async {
@@ -41,6 +44,9 @@ pub(crate) async fn open(context: &ProcessContext, peer: &Hello) -> Option<LaneS
 
 /// Takes lanes from the processes of this node.
 pub(crate) async fn accept(context: Arc<ProcessContext>) {
+    if !context.run.config.cluster.shared_memory {
+        return std::future::pending().await;
+    }
     let listener = match listen(&context) {
         Ok(listener) => listener,
         Err(error) => {
@@ -55,8 +61,11 @@ pub(crate) async fn accept(context: Arc<ProcessContext>) {
                 Ok((socket, _)) => {
                     lanes.spawn(serve(context.clone(), socket));
                 }
-                // Out of descriptors, say: those who wait go over QUIC.
-                Err(error) => tracing::warn!(%error, "a lane could not be taken"),
+                Err(error) => {
+                    // Too many open files: waiting is better than spinning.
+                    tracing::warn!(%error, "a lane could not be taken");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             },
             Some(ended) = lanes.join_next(), if !lanes.is_empty() => {
                 if let Err(error) = ended {

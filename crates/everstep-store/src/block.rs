@@ -155,7 +155,7 @@ async fn entry<B: BlockSource>(block: &B) -> io::Result<BlockEntry> {
 async fn digests_of<B: BlockSource>(block: &B) -> io::Result<[Digest; 2]> {
     let (mut hashers, mut chunk) = (BlockHasher::default(), Vec::new());
     for part in Part::ALL {
-        let hasher = hashers.part(part, block.len(part));
+        let hasher = hashers.begin(part, block.len(part));
         if let Some(bytes) = block.memory(part) {
             digest::update(hasher, bytes).await;
             continue;

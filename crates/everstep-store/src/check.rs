@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::block::{Part, object_digest};
-use crate::digest::{Digest, begin_optimizer_part};
+use crate::digest::{BlockHasher, Digest};
 use crate::error::DamageReason;
 use crate::manifest::{BlockEntry, CheckpointObject};
 
@@ -131,8 +131,7 @@ struct Contents {
     part: usize,
     /// Bytes of that part which are still to come.
     missing: u64,
-    param: blake3::Hasher,
-    optimizer: blake3::Hasher,
+    hashers: BlockHasher,
     done: Vec<Found>,
 }
 
@@ -191,18 +190,15 @@ impl Contents {
     fn begin(&mut self) {
         while let Some((block, lens)) = self.blocks.get(self.block) {
             let Some(&len) = lens.get(self.part) else {
-                let digest = |hasher: &mut blake3::Hasher| std::mem::take(hasher).finalize().into();
                 self.done.push(Found {
                     block: *block,
-                    digests: [digest(&mut self.param), digest(&mut self.optimizer)],
+                    digests: std::mem::take(&mut self.hashers).finalize(),
                 });
                 (self.block, self.part) = (self.block + 1, 0);
                 continue;
             };
-            if self.part > 0 {
-                let part = Part::ALL[self.part];
-                begin_optimizer_part(&mut self.optimizer, part, (len / 4) as usize);
-            }
+            let part = Part::ALL[self.part];
+            self.hashers.begin(part, (len / 4) as usize);
             self.missing = len;
             if len > 0 {
                 return;
@@ -215,11 +211,7 @@ impl Contents {
         while !bytes.is_empty() && self.block < self.blocks.len() {
             let len = usize::try_from(self.missing).unwrap_or(usize::MAX);
             let (now, later) = bytes.split_at(len.min(bytes.len()));
-            let hasher = match self.part {
-                0 => &mut self.param,
-                _ => &mut self.optimizer,
-            };
-            hasher.update(now);
+            self.hashers.of(Part::ALL[self.part]).update(now);
             self.missing -= now.len() as u64;
             bytes = later;
             if self.missing == 0 {

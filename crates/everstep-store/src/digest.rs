@@ -94,7 +94,7 @@ pub fn optimizer_digest(m: &[f32], v: &[f32], ema: &[f32]) -> Digest {
     let mut hasher = BlockHasher::default();
     for (part, values) in [(Part::M, m), (Part::V, v), (Part::Ema, ema)] {
         let values = bytemuck::cast_slice(values);
-        hasher.part(part, values.len() / 4).update(values);
+        hasher.begin(part, values.len() / 4).update(values);
     }
     hasher.optimizer.finalize().into()
 }
@@ -107,25 +107,30 @@ pub(crate) struct BlockHasher {
 }
 
 impl BlockHasher {
-    /// What takes the bytes of the next part, which has `len` values.
-    pub(crate) fn part(&mut self, part: Part, len: usize) -> &mut blake3::Hasher {
-        if part == Part::Param {
-            return &mut self.param;
+    /// Begins the next part, which has `len` values; gives what takes its bytes.
+    pub(crate) fn begin(&mut self, part: Part, len: usize) -> &mut blake3::Hasher {
+        let is_counted = match part {
+            Part::Param => false,
+            Part::M | Part::V => true,
+            Part::Ema => len > 0,
+        };
+        if is_counted {
+            self.optimizer.update(&(len as u64).to_le_bytes());
         }
-        begin_optimizer_part(&mut self.optimizer, part, len);
-        &mut self.optimizer
+        self.of(part)
+    }
+
+    /// What takes the bytes of a part that has begun.
+    pub(crate) fn of(&mut self, part: Part) -> &mut blake3::Hasher {
+        match part {
+            Part::Param => &mut self.param,
+            Part::M | Part::V | Part::Ema => &mut self.optimizer,
+        }
     }
 
     /// [`param_digest`] and [`optimizer_digest`].
     pub(crate) fn finalize(&self) -> [Digest; 2] {
         [&self.param, &self.optimizer].map(|hasher| hasher.finalize().into())
-    }
-}
-
-/// What stands before a part's values in [`optimizer_digest`].
-pub(crate) fn begin_optimizer_part(hasher: &mut blake3::Hasher, part: Part, len: usize) {
-    if part != Part::Ema || len > 0 {
-        hasher.update(&(len as u64).to_le_bytes());
     }
 }
 

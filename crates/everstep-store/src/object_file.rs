@@ -121,7 +121,7 @@ impl ObjectFileWriter {
         let (begin, mut hasher, mut read) = (self.end, BlockHasher::default(), Vec::new());
         for part in Part::ALL {
             let len = block.len(part);
-            let hasher = hasher.part(part, len);
+            let hasher = hasher.begin(part, len);
             for start in (0..len).step_by(HASH_BYTES / VALUE_BYTES) {
                 let values = start..len.min(start + HASH_BYTES / VALUE_BYTES);
                 let bytes = match block.memory(part) {

@@ -166,7 +166,6 @@ fn lanes(c: &mut Criterion) {
                 let (from, to) = std::os::unix::net::UnixStream::pair().expect("sockets");
                 let hello = LaneHello {
                     process: 0,
-                    incarnation: 1,
                     to_incarnation: 2,
                 };
                 let payload = payload.clone();

@@ -6,7 +6,8 @@
 //!    │◀─── length that is free again ────┤
 //! ```
 //!
-//! The bytes are those of [`encode_unsummed`]; what a checksum is for on a network cannot happen to them here, and it would take a third of the time. There is one copy on each side.
+//! The bytes are those of [`encode_unsummed`]; what a checksum is for on a network cannot happen to them here, and it would take a third of the
+//! time. There is one copy on each side.
 
 mod ring;
 
@@ -35,15 +36,13 @@ const GIVEN_BACK_BYTES: usize = RING_BYTES / 4;
 const LAST: u32 = 1 << 31;
 
 const MAGIC: [u8; 8] = *b"EVLANE1\0";
-const HELLO_BYTES: usize = 8 + 4 + 8 + 8;
+const HELLO_BYTES: usize = 8 + 4 + 8;
 
 /// Who opens a lane, and to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneHello {
     /// The sender's number in the topology.
     pub process: u32,
-    /// The sender's life.
-    pub incarnation: u64,
     /// The receiver's life; another one refuses.
     pub to_incarnation: u64,
 }
@@ -53,19 +52,16 @@ impl LaneHello {
         let mut bytes = [0; HELLO_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&self.process.to_le_bytes());
-        bytes[12..20].copy_from_slice(&self.incarnation.to_le_bytes());
-        bytes[20..].copy_from_slice(&self.to_incarnation.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.to_incarnation.to_le_bytes());
         bytes
     }
 
     fn from_bytes(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
         let (magic, rest) = bytes.split_first_chunk::<8>()?;
         let (process, rest) = rest.split_first_chunk()?;
-        let (incarnation, rest) = rest.split_first_chunk()?;
         let (to_incarnation, _) = rest.split_first_chunk()?;
         (*magic == MAGIC).then_some(Self {
             process: u32::from_le_bytes(*process),
-            incarnation: u64::from_le_bytes(*incarnation),
             to_incarnation: u64::from_le_bytes(*to_incarnation),
         })
     }

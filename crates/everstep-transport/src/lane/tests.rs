@@ -2,7 +2,6 @@ use super::*;
 
 const HELLO: LaneHello = LaneHello {
     process: 3,
-    incarnation: 7,
     to_incarnation: 9,
 };
 
